@@ -1,0 +1,171 @@
+"""Frozen models beside the student: loaded as TRL loads its reference model, scored and sampled in process."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.trainer.utils import (
+    add_fused_lm_head,
+    create_model_from_path,
+    disable_dropout_in_model,
+    get_config_model_id,
+    pad,
+)
+
+from .seeded_sampling import sampling_processors
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from .config import SGOPDConfig
+    from .trainer import SGOPDTrainer
+
+
+def load_frozen(
+    model: str | PreTrainedModel, init_kwargs: dict[str, Any] | None, revision: str | None, args: "SGOPDConfig"
+) -> PreTrainedModel:
+    """The model, loaded from a Hub id or a directory where it is not loaded yet, without gradients and dropout.
+
+    Args:
+        model: Hub id, directory, or a loaded model. init_kwargs: for `from_pretrained`; `dtype` defaults to float32.
+        revision: branch, tag or commit. args: the run's arguments.
+
+    Raises:
+        ValueError: when loading arguments are given for a model that is already loaded.
+    """
+    if isinstance(model, str):
+        kwargs = dict(init_kwargs or {})
+        if revision is not None:
+            kwargs.setdefault("revision", revision)
+        if args.distributed_state is not None and args.distributed_state.num_processes > 1:
+            kwargs["device_map"] = None
+        kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+        model = create_model_from_path(model, **kwargs)
+    elif init_kwargs or revision:
+        raise ValueError(
+            f"`*_model_init_kwargs` and `*_model_revision` apply to a model that is loaded by name, but a loaded "
+            f"{type(model).__name__} was passed together with {init_kwargs or revision!r}. Pass one or the other."
+        )
+    disable_dropout_in_model(model)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def initial_student(
+    model: str | PreTrainedModel, args: "SGOPDConfig", quantization_config: Any | None
+) -> PreTrainedModel:
+    """The student's initial state as a frozen copy: the default reference of full fine-tuning.
+
+    Args:
+        model: the student as it was passed to the trainer. args, quantization_config: what the student is loaded with.
+    """
+    is_partitioned = not isinstance(model, str) and any(hasattr(p, "ds_id") for p in model.parameters())
+    if not isinstance(model, str) and not is_partitioned:
+        return load_frozen(copy.deepcopy(model), None, None, args)
+    init_kwargs = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        init_kwargs["quantization_config"] = quantization_config
+    if is_partitioned:  # under ZeRO-3 a loaded model cannot be copied, so it is loaded again, as TRL does
+        init_kwargs.setdefault("dtype", model.dtype)
+        model = get_config_model_id(model.config)
+    return load_frozen(model, init_kwargs, None, args)
+
+
+def add_reference_adapter(model: "PeftModel") -> None:
+    """Keeps a frozen copy of an adapter that was trained before as "ref", the name under which TRL keeps its own."""
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+
+
+class FrozenModel:
+    """A frozen causal language model of a trainer: the teacher, or the reference.
+
+    Args:
+        model: from `load_frozen`. trainer: the trainer whose accelerator, precision and temperature it works with.
+    """
+
+    def __init__(self, model: PreTrainedModel, trainer: "SGOPDTrainer"):
+        self.trainer = trainer
+        self.vocab_size = model.get_input_embeddings().num_embeddings
+        self.eos_token_ids = _as_list(model.generation_config.eos_token_id)
+        # Before any wrapping: the wrappers would hide the patched forward.
+        add_fused_lm_head(
+            model, temperature=trainer.temperature, cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32
+        )
+        if trainer.is_deepspeed_enabled:
+            self.model = prepare_deepspeed(model, trainer.accelerator)
+        elif trainer.is_fsdp_enabled:
+            self.model = prepare_fsdp(model, trainer.accelerator)
+        else:
+            self.model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def logps(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
+        """Log-probabilities, in nats at the sampling temperature, of the last `logits_to_keep` tokens: (b, l)."""
+        return self.trainer.per_token_logps(self.model, input_ids, attention_mask, logits_to_keep)
+
+    def generate(
+        self,
+        prompt_ids: list[list[int]],
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+    ) -> list[list[int]]:
+        """One rollout a prompt, each from its own seed and cut after its end-of-sequence token.
+
+        Collective: under ZeRO-3 and FSDP every process must call it, with the same number of prompts.
+
+        Args:
+            prompt_ids: b lists of token ids. seeds: (b,). max_new_tokens: tokens. temperature: 0 is greedy.
+
+        Returns:
+            b lists of token ids.
+        """
+        trainer = self.trainer
+        tokenizer = trainer._tokenizer
+        eos = sorted({*trainer.eos_token_ids, *self.eos_token_ids})
+        tensors = [torch.tensor(ids) for ids in prompt_ids]
+        input_ids = pad(tensors, padding_value=tokenizer.pad_token_id, padding_side="left")
+        attention_mask = pad([torch.ones_like(t) for t in tensors], padding_value=0, padding_side="left")
+        vocab_size = min(len(tokenizer), self.vocab_size)
+        with (
+            unwrap_model_for_generation(
+                self.model, trainer.accelerator, gather_deepspeed3_params=trainer.args.ds3_gather_for_generation
+            ) as model,
+            torch.no_grad(),
+            trainer.accelerator.autocast(),
+        ):
+            output = model.generate(
+                input_ids=input_ids.to(trainer.accelerator.device),
+                attention_mask=attention_mask.to(trainer.accelerator.device),
+                # Greedy over the drawn tokens; every other setting neutral, so that none of the model's own is merged in
+                generation_config=GenerationConfig(
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                    repetition_penalty=1.0,
+                    pad_token_id=tokenizer.pad_token_id,
+                    eos_token_id=eos,
+                    disable_compile=True,
+                ),
+                logits_processor=sampling_processors(seeds, max_new_tokens, vocab_size, temperature, top_p, top_k),
+            )
+        return [_cut(ids, eos) for ids in output[:, input_ids.size(1) :].tolist()]
+
+
+def _cut(ids: list[int], eos_token_ids: list[int]) -> list[int]:
+    """The ids up to and including the first end-of-sequence token."""
+    end = next((position for position, token in enumerate(ids) if token in eos_token_ids), len(ids) - 1)
+    return ids[: end + 1]
+
+
+def _as_list(token_ids: int | list[int] | None) -> list[int]:
+    return [] if token_ids is None else [token_ids] if isinstance(token_ids, int) else list(token_ids)

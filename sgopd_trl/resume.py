@@ -1,0 +1,28 @@
+"""Checkpoints inside a generation cycle: the rollouts that later optimizer steps still train on are saved with them."""
+
+import os
+
+import torch
+
+
+def _path(checkpoint: str, process_index: int) -> str:
+    return os.path.join(checkpoint, f"generation_cycle_{process_index}.pt")
+
+
+def save_generation_cycle(checkpoint: str, process_index: int, step: int, buffered: list[dict]) -> None:
+    """Saves this process's buffered micro-batches and its position among them.
+
+    TRL does not, and a run resumed inside a cycle (`num_iterations` or `steps_per_generation` above one optimizer step)
+    would generate anew and diverge.
+    """
+    os.makedirs(checkpoint, exist_ok=True)
+    torch.save({"step": step, "buffered": buffered}, _path(checkpoint, process_index))
+
+
+def load_generation_cycle(checkpoint: str, process_index: int, device: torch.device) -> tuple[int, list[dict]] | None:
+    """What `save_generation_cycle` saved, or `None` when the checkpoint lies between two cycles."""
+    path = _path(checkpoint, process_index)
+    if not os.path.exists(path):
+        return None
+    state = torch.load(path, map_location=device, weights_only=True)
+    return state["step"], state["buffered"]

@@ -1,0 +1,95 @@
+"""One object that holds a run's routing settings and applies Eq. 4 to 8 in the order the trainer needs them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .advantages import (
+    NEUTRAL,
+    DisagreeMode,
+    Gate,
+    NeutralMode,
+    conflict_advantage,
+    consensus_tokens,
+    g_opd_advantage,
+    route,
+    token_classes,
+    two_level_strengths,
+)
+
+
+@dataclass(frozen=True)
+class Router:
+    """Routes every token to its advantage.
+
+    Args:
+        gate: which tokens count as consensus; `None` is no gate at all (G-OPD at `lambda_base` everywhere).
+        lambda_high: strength on consensus tokens, Eq. (6).
+        lambda_base: strength without a gate, and of the fallback `"preserve"`.
+        disagree_mode, beta: fallback on conflict tokens, Eq. (7).
+        neutral_mode: what tokens with a1 * a2 = 0 get: the fallback (Eq. 4 read literally) or plain OPD.
+        cells: strengths of the four sign cells (++, +-, -+, --) of the two-level gate.
+    """
+
+    gate: Gate | None = "sign"
+    lambda_high: float = 1.8
+    lambda_base: float = 1.0
+    disagree_mode: DisagreeMode = "interp"
+    beta: float = 1.0
+    neutral_mode: NeutralMode = "conflict"
+    cells: tuple[float, float, float, float] | None = None
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether any token can be extrapolated, that is, whether a reference model is needed at all."""
+        strengths = [self.lambda_base] if self.gate is None or self.disagree_mode == "preserve" else []
+        if self.gate == "two_level":
+            strengths += self.cells
+        elif self.gate not in (None, "never"):
+            strengths.append(self.lambda_high)
+        return any(lam != 1 for lam in strengths)
+
+    def consensus(
+        self, a1: torch.Tensor, a2: torch.Tensor, coin: torch.Tensor | None = None, share: float | None = None
+    ) -> torch.Tensor:
+        """Consensus tokens, (B, L) bool, Eq. (4). `coin` and `share` as in `consensus_tokens`."""
+        return consensus_tokens(self.gate, a1, a2, coin, share)
+
+    def strengths(self, a1: torch.Tensor, a2: torch.Tensor, consensus: torch.Tensor) -> torch.Tensor:
+        """Extrapolation strength of each token, (B, L): exactly 1 where no reference log-probability is needed."""
+        if self.gate is None:
+            return torch.full_like(a2, self.lambda_base)
+        conflict = torch.full_like(a2, self.lambda_base if self.disagree_mode == "preserve" else 1.0)
+        neutral = token_classes(a1, a2) == NEUTRAL
+        if self.neutral_mode == "opd":
+            conflict = conflict.masked_fill(neutral, 1.0)
+        if self.gate == "two_level":
+            return torch.where(neutral, conflict, two_level_strengths(a1, a2, self.cells))
+        return torch.where(consensus, torch.full_like(a2, self.lambda_high), conflict)
+
+    def advantages(
+        self,
+        a1: torch.Tensor,
+        a2: torch.Tensor,
+        consensus: torch.Tensor,
+        teacher_logps: torch.Tensor,
+        ref_logps: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Routed advantage of every token, (B, L), Eq. (8).
+
+        Args:
+            a1: (B,) or (B, L). a2, teacher_logps: (B, L). consensus: (B, L) bool. ref_logps: (B, L), read only where
+                `strengths` differs from 1; may be `None` when `uses_reference` is false.
+        """
+        extrapolated = a2
+        if self.uses_reference:
+            extrapolated = g_opd_advantage(a2, teacher_logps, ref_logps, self.strengths(a1, a2, consensus))
+        if self.gate is None:
+            return extrapolated
+        a_conf = conflict_advantage(self.disagree_mode, a1, a2, extrapolated, self.beta)
+        neutral = token_classes(a1, a2) == NEUTRAL
+        if self.neutral_mode == "opd":
+            a_conf = torch.where(neutral, a2, a_conf)
+        # The two-level gate extrapolates all four sign cells, conflict ones by their own strength.
+        own_strength = ~neutral if self.gate == "two_level" else consensus
+        return route(own_strength, extrapolated, a_conf)

@@ -1,0 +1,360 @@
+"""`SGOPDTrainer`: when to score, to route and to sample the teacher. The formulas are in the modules it imports."""
+
+import os
+import textwrap
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import RewardFunc
+from trl.trainer.utils import RepeatSampler, get_config_model_id
+
+from . import checks
+from .advantages import reverse_kl_advantage, sign_flips
+from .config import SGOPDConfig
+from .diagnostics import token_metrics, token_sums
+from .frozen import FrozenModel, add_reference_adapter, initial_student, load_frozen
+from .model_card import add_method_section
+from .phased_sampling import PhasedTeacherSampling, teacher_sampling_enabled
+from .resume import load_generation_cycle, save_generation_cycle
+from .rollout_scoring import RolloutScorer, valid_tokens
+from .sampling_logps import SamplingLogps
+from .stability import masked_sum, stability_weight, unit_mean
+from .teacher_loss import teacher_cross_entropy
+
+
+Batch = dict[str, Any]
+
+
+class EpochRepeatSampler(RepeatSampler):
+    """TRL's sampler with an order that depends on the epoch, so that a run resumed in a later epoch finds it again."""
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.shuffle and self.seed is not None:
+            self.generator.manual_seed(self.seed + epoch)
+
+
+class SGOPDTrainer(GRPOTrainer):
+    """
+    Trainer for SG-OPD: on-policy distillation whose tokens are routed by the agreement of a teacher and a verifier.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from sgopd_trl import SGOPDConfig, SGOPDTrainer
+    from trl.rewards import accuracy_reward
+
+    trainer = SGOPDTrainer(
+        model="Qwen/Qwen3-1.7B",
+        reward_funcs=accuracy_reward,
+        args=SGOPDConfig(output_dir="sgopd", max_steps=100),
+        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+        teacher_model="Qwen/Qwen3-4B",
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model to environment_factory: [`~trl.GRPOTrainer`]'s arguments. The reward functions are the verifier, and `args`
+            is a [`SGOPDConfig`].
+        teacher_model: Hub id, directory or loaded model; default `args.teacher_model_name_or_path`.
+        reference_model: reference of Eq. (5): Hub id, directory or loaded model; default
+            `args.reference_model_name_or_path`, else the student's initial state (under PEFT: the disabled adapter).
+        teacher_processing_class: the teacher's tokenizer, to be compared with the student's; default: loaded from the
+            teacher's name.
+
+    Raises:
+        ValueError: before any model is loaded, when there is no teacher, no reward function or no `prompt` column, when
+            the tokenizers differ, or when gold answers do not verify against themselves.
+    """
+
+    _tag_names = ["trl", "sgopd"]
+    _name = "SG-OPD"
+    _paper = {
+        "title": "SG-OPD: Sign-Gated On-Policy Distillation via Sign-Consistency Gating and Phased Teacher Sampling",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{xu2026sgopd,
+                title        = {{SG-OPD: Sign-Gated On-Policy Distillation via Sign-Consistency Gating and Phased Teacher Sampling}},
+                author       = {Haoran Xu and Hongyu Wang and Yifei Gao and Jiaze Li and Xiaofeng Zhang and Xiaosong Yuan},
+                year         = 2026,
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",  # noqa: F821
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
+        args: SGOPDConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,  # noqa: F821
+        peft_config: "PeftConfig | None" = None,  # noqa: F821
+        tools: list[Callable] | None = None,
+        rollout_func: Callable | None = None,
+        environment_factory: Callable | dict[str, Callable] | None = None,
+        *,
+        teacher_model: str | PreTrainedModel | None = None,
+        reference_model: str | PreTrainedModel | None = None,
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = SGOPDConfig(f"{name.split('/')[-1]}-SGOPD")
+        if not isinstance(args, SGOPDConfig):
+            raise TypeError(f"`args` must be an SGOPDConfig, got {type(args).__name__}.")
+        teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+        reference_model = reference_model if reference_model is not None else args.reference_model_name_or_path
+        if teacher_model is None:
+            raise ValueError("A teacher is required: pass `teacher_model` or set `teacher_model_name_or_path`.")
+        if processing_class is None:
+            revision = (args.model_init_kwargs or {}).get("revision")
+            processing_class = checks.load_student_tokenizer(model, revision, args.trust_remote_code)
+        if isinstance(processing_class, ProcessorMixin):
+            raise ValueError(
+                f"SG-OPD scores text only, but {type(processing_class).__name__} is a multimodal processor. Pass a "
+                "text model, or its tokenizer as `processing_class`."
+            )
+        if teacher_processing_class is None:
+            teacher_processing_class = checks.load_teacher_tokenizer(
+                teacher_model, args.teacher_model_revision, args.trust_remote_code
+            )
+        if teacher_processing_class is not None:
+            checks.check_tokenizers(processing_class, teacher_processing_class)
+        checks.check_reward_funcs(reward_funcs, environment_factory)
+        if teacher_sampling_enabled(args):
+            checks.check_teacher_sampling(train_dataset, args, tools or rollout_func or environment_factory)
+        if train_dataset is not None:
+            train_dataset = checks.check_dataset(train_dataset, reward_funcs, processing_class, args)
+
+        # The teacher comes first: a missing one is noticed before the rest is loaded.
+        teacher_model = load_frozen(teacher_model, args.teacher_model_init_kwargs, args.teacher_model_revision, args)
+        self.router = args.router()
+        if not self.router.uses_reference:
+            reference_model = None
+        elif reference_model is not None:
+            reference_model = load_frozen(
+                reference_model, args.reference_model_init_kwargs, args.reference_model_revision, args
+            )
+        elif not isinstance(model, str) and is_peft_model(model):
+            if args.beta == 0.0:  # otherwise TRL keeps the same copy for its KL term
+                add_reference_adapter(model)
+        elif peft_config is None and (args.beta == 0.0 or args.sync_ref_model):
+            reference_model = initial_student(model, args, quantization_config)
+
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+        )
+        self.teacher = FrozenModel(teacher_model, self)
+        self.reference = FrozenModel(reference_model, self) if reference_model is not None else None
+        self.scorer = RolloutScorer(self)
+        self.teacher_sampling = PhasedTeacherSampling(self)
+        self._teacher_loss = 0.0  # L_SLT of the optimizer step under way
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    # What the data loader, TRL's generation and TRL's verifier call
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        sampler = super()._get_train_sampler(dataset)
+        return EpochRepeatSampler(
+            sampler.data_source,
+            sampler.mini_repeat_count,
+            sampler.batch_size,
+            sampler.repeat_count,
+            sampler.shuffle,
+            sampler.seed,
+        )
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        if self.teacher_sampling.seeds is not None:
+            return self.teacher_sampling.completions(prompt_ids), None
+        if not self.keeps_sampling_logps:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if is_peft_model(model) else model
+        with SamplingLogps(model, self.temperature) as recorder:
+            completion_ids, logps = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        return completion_ids, recorder.logps(completion_ids) if logps is None else logps
+
+    def _generate(self, prompts):
+        with self.timed("generation" if self.teacher_sampling.seeds is None else "teacher_rollouts"):
+            return super()._generate(prompts)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if not self.args.zero_truncated_reward:
+            return rewards
+        ends = {*self.eos_token_ids, *self.teacher.eos_token_ids, self._tokenizer.pad_token_id}
+        truncated = [not ids or ids[-1] not in ends for ids in completion_ids_list]
+        truncated = self.accelerator.gather(torch.tensor(truncated, device=self.accelerator.device))
+        return torch.where(truncated.unsqueeze(1) & ~rewards.isnan(), 0.0, rewards)
+
+    # Scoring
+
+    def per_token_logps(
+        self, model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int
+    ) -> torch.Tensor:
+        """Log-probabilities, in nats at the sampling temperature, of the last `logits_to_keep` tokens: (b, l).
+
+        Through TRL's fused LM head: no (b, l, V) tensor is made.
+        """
+        return self._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep)[0]
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            self.teacher_sampling.sample(inputs)
+        return batch | self.scorer.score(batch)
+
+    @property
+    def keeps_sampling_logps(self) -> bool:
+        """Whether the student's log-probabilities are kept while transformers samples."""
+        plain = not (self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools)
+        return self.args.reuse_sampling_logps and plain
+
+    # Routing: after TRL has shuffled and cut the generation batch, one optimizer step at a time
+
+    def _prepare_inputs(self, generation_batch):
+        start = time.perf_counter()
+        buffered = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return self._route([inputs])[0]
+        if self._buffered_inputs is not buffered:
+            size = self.args.gradient_accumulation_steps
+            slices = self._buffered_inputs
+            self._buffered_inputs = []
+            for number, first in enumerate(range(0, len(slices), size)):
+                routed = self._route(slices[first : first + size])
+                self._buffered_inputs += self.teacher_sampling.attach(routed, number)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        self._seconds["prepare"] += time.perf_counter() - start
+        return inputs
+
+    def _route(self, micro_batches: list[Batch]) -> list[Batch]:
+        """The micro-batches of one optimizer step with their (B, L) advantages: Eq. 4 to 9, exact over the whole step."""
+        tau = self.args.stability_tau
+        prepared = []
+        sums = 0
+        for batch in micro_batches:
+            mask = valid_tokens(batch)
+            a2 = reverse_kl_advantage(batch["teacher_logps"], batch["student_logps"])
+            phi = None if tau is None else stability_weight(a2, tau)
+            sums = sums + token_sums(batch["advantages"], a2, mask, phi)
+            prepared.append((batch, mask, a2, phi))
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        tokens, agree, *_, total_phi = sums.tolist()
+        share = agree / max(tokens, 1)
+
+        routed = []
+        flips = 0
+        for batch, mask, a2, phi in prepared:
+            a1 = batch["advantages"]
+            consensus = self.router.consensus(a1, a2, batch.get("gate_coin"), share)
+            advantages = self.router.advantages(a1, a2, consensus, batch["teacher_logps"], batch["reference_logps"])
+            flips = flips + masked_sum(sign_flips(consensus, a2, advantages), mask)
+            if phi is not None:
+                advantages = advantages * unit_mean(phi, total_phi, tokens)
+            routed.append(batch | {"advantages": advantages, "outcome_advantages": a1, "a2": a2})
+        flips = self.accelerator.reduce(flips, reduction="sum").item()
+        for name, value in token_metrics(sums, flips).items():
+            self.log_value(name, value)
+        return routed
+
+    # The loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        teacher, alpha = inputs.get("teacher"), self.teacher_sampling.alpha(self.state.global_step + 1)
+        if teacher is None or alpha == 0:
+            return loss
+        logps = self.per_token_logps(
+            model, teacher["input_ids"], teacher["attention_mask"], teacher["weights"].size(1)
+        )
+        # The weights add up over processes, whose gradients are averaged.
+        slt = teacher_cross_entropy(logps, teacher["weights"], self.args.teacher_sft_phi) * self.accelerator.num_processes
+        self._teacher_loss += self.accelerator.reduce(slt.detach(), reduction="mean").item()
+        return loss + alpha * slt
+
+    # Logs and checkpoints
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        start = time.perf_counter()
+        alpha = self.teacher_sampling.alpha(self.state.global_step + 1)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._seconds["update"] += time.perf_counter() - start
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self._seconds["update"] -= self._seconds.pop("prepare", 0.0)
+            for name in ("generation", "teacher", "reference", "old", "teacher_rollouts", "update"):
+                self.log_value(f"seconds/{name}", self._seconds.pop(name, 0.0))
+            self.log_value("teacher_sampling/alpha", alpha)
+            self.log_value("teacher_sampling/loss", self._teacher_loss)
+            self._teacher_loss = 0.0
+        return loss
+
+    def log_value(self, name: str, value: float) -> None:
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    @contextmanager
+    def timed(self, name: str):
+        start = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - start
+
+    @contextmanager
+    def logs_set_aside(self):
+        """Keeps the teacher's rollouts out of TRL's metrics, completion tables and token counts, which are the student's."""
+        kept = self._metrics, self._pending_extra_logs, self._pending_metrics
+        seen = self.state.num_input_tokens_seen
+        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._pending_extra_logs, self._pending_metrics = defaultdict(list), defaultdict(list)
+        try:
+            yield
+        finally:
+            self._metrics, self._pending_extra_logs, self._pending_metrics = kept
+            self.state.num_input_tokens_seen = seen
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self._step % (self.args.steps_per_generation * self.num_iterations) != 0:
+            folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            save_generation_cycle(folder, self.accelerator.process_index, self._step, self._buffered_inputs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            cycle = load_generation_cycle(checkpoint, self.accelerator.process_index, self.accelerator.device)
+            if cycle is not None:
+                self._step, self._buffered_inputs = cycle
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            add_method_section(os.path.join(self.args.output_dir, "README.md"), self.args, self.state)
