@@ -86,7 +86,7 @@ def evaluate(
             the wrong number of rewards or None.
     """
     if "prompt" not in dataset.column_names or not len(dataset):
-        raise ValueError(f"the data set needs rows with a column 'prompt', got {len(dataset)} of {dataset.column_names}")
+        raise ValueError(f"need rows with a column 'prompt', got {len(dataset)} rows of {dataset.column_names}")
     for name, value in {"k": k, "batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -143,7 +143,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompts: list[Any]) -> Any:
     else:
         special = True
     return tokenizer(
-        prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special,
+        prompts,
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=special,
         return_token_type_ids=False,
     )
 

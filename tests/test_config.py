@@ -1,0 +1,74 @@
+"""Settings: the paper's defaults, and errors that hold the offending value."""
+
+import pytest
+import tiny
+
+from sgopd_trl import SGOPDConfig
+
+
+def test_defaults_are_the_papers(tmp_path):
+    args = SGOPDConfig(str(tmp_path), bf16=False, use_cpu=True)
+    assert (args.sign_gated_extrapolation, args.gate, args.lambda_high) == (True, "sign", 1.8)
+    assert (args.disagree_mode, args.disagree_interp_beta, args.neutral_mode) == ("interp", 1.0, "conflict")
+    assert (args.teacher_sampling_enable, args.teacher_sampling_ratio) == (True, 0.125)
+    assert (args.teacher_sampling_phase1_end_frac, args.teacher_sampling_phase2_end_frac) == (0.30, 0.35)
+    assert (args.loss_type, args.learning_rate, args.beta, args.num_generations) == ("grpo", 1e-5, 0.0, 8)
+    assert (args.vllm_importance_sampling_mode, args.vllm_importance_sampling_clip_max) == ("token_truncate", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("gate", "majority"),
+        ("disagree_mode", "average"),
+        ("neutral_mode", "skip"),
+        ("teacher_sft_reduction", "median"),
+        ("teacher_sft_phi", "dft"),
+        ("lambda_high", 0.9),
+        ("lambda_base", 0.5),
+        ("disagree_interp_beta", 1.5),
+        ("stability_tau", 0.0),
+        ("teacher_sampling_ratio", 1.0),
+        ("teacher_sampling_phase1_end_frac", -0.1),
+        ("teacher_sft_alpha_0", -1.0),
+        ("teacher_sft_alpha_end", 0.7),
+        ("teacher_temperature", -0.5),
+        ("teacher_top_p", 0.0),
+        ("teacher_top_k", -1),
+        ("teacher_max_completion_length", -3),
+        ("max_prompt_length", -3),
+        ("scoring_tokens_per_batch", 0),
+        ("gate_cell_lambdas", [1.0, 2.0]),
+        ("gate_cell_lambdas", [1.0, 2.0, 0.5, 1.0]),
+    ],
+)
+def test_a_bad_value_is_named_with_its_setting(tmp_path, setting, value):
+    with pytest.raises(ValueError) as error:
+        tiny.make_args(tmp_path, **{setting: value})
+    assert f"`{setting}`" in str(error.value) and repr(value) in str(error.value)
+
+
+def test_phase_boundaries_must_be_of_one_kind_and_in_order(tmp_path):
+    for p1, p2 in ((0.3, 35), (0.5, 0.4), (50, 40)):
+        with pytest.raises(ValueError, match="phase2_end_frac"):
+            tiny.make_args(tmp_path, teacher_sampling_phase1_end_frac=p1, teacher_sampling_phase2_end_frac=p2)
+    tiny.make_args(tmp_path, teacher_sampling_phase1_end_frac=30, teacher_sampling_phase2_end_frac=35)
+    tiny.make_args(tmp_path, teacher_sampling_phase1_end_frac=0, teacher_sampling_phase2_end_frac=35)
+
+
+def test_an_optimizer_step_lies_within_one_generation_batch(tmp_path):
+    with pytest.raises(ValueError, match="steps_per_generation"):
+        tiny.make_args(tmp_path, steps_per_generation=3, gradient_accumulation_steps=2)
+
+
+def test_router_holds_the_settings(tmp_path):
+    router = tiny.make_args(tmp_path, gate="two_level", lambda_high=1.5, lambda_base=1.25).router()
+    assert router.cells == (1.5, 1.25, 1.25, 1.5)
+    assert tiny.make_args(tmp_path, sign_gated_extrapolation=False).router().gate is None
+
+
+def test_every_new_field_has_help():
+    from trl import GRPOConfig
+
+    new = [f for name, f in SGOPDConfig.__dataclass_fields__.items() if name not in GRPOConfig.__dataclass_fields__]
+    assert len(new) > 25 and all(len(f.metadata.get("help", "")) > 20 for f in new)

@@ -1,0 +1,72 @@
+"""Every private or undocumented name of TRL that is used: an upstream change fails here, with a name, and not in a run."""
+
+import inspect
+
+import pytest
+from trl import GRPOTrainer
+from trl.trainer import utils
+from trl.trainer.grpo_trainer import RewardFunc  # noqa: F401
+
+from sgopd_trl import SGOPDTrainer
+
+
+METHODS = {
+    "_generate": ["self", "prompts"],
+    "_generate_single_turn": [
+        "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
+    ],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_prepare_inputs": ["self", "generation_batch"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_overridden_methods_keep_their_signatures(name):
+    assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == METHODS[name]
+
+
+def test_log_probability_method():
+    parameters = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    assert parameters[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("__init__", ["_step", "_buffered_inputs", "_metrics", "_pending_extra_logs", "_pending_metrics"]),
+        ("__init__", ["eos_token_ids", "_tokenizer", "reward_weights", "num_iterations", "self.tools", "rollout_func"]),
+        ("_prepare_inputs", ["_buffered_inputs", "steps_per_generation", "split_tensor_dict", "shuffle_sequence_dict"]),
+        ("_generate_and_score_completions", ["old_per_token_logps", "sampling_per_token_logps", "ref_per_token_logps"]),
+        ("_generate_and_score_completions", ["tool_mask", "completion_mask", "num_items_in_batch"]),
+        ("_compute_loss", ["advantages.dim() == 1", "current_gradient_accumulation_steps", 'inputs["advantages"]']),
+        ("training_step", ["self._step += 1"]),
+    ],
+)
+def test_names_inside_the_methods(method, names):
+    source = inspect.getsource(getattr(GRPOTrainer, method))
+    assert not [name for name in names if name not in source]
+
+
+def test_helpers():
+    assert list(inspect.signature(utils.add_fused_lm_head).parameters)[:3] == [
+        "model", "temperature", "cast_lm_head_to_fp32",
+    ]
+    assert list(inspect.signature(utils.RepeatSampler.__init__).parameters)[1:] == [
+        "data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed",
+    ]
+    for name in ("create_model_from_path", "use_adapter", "pad", "get_config_model_id", "global_then_local_main_first"):
+        assert callable(getattr(utils, name))
+
+
+def test_the_trainer_takes_grpo_trainers_arguments_in_order():
+    ours = list(inspect.signature(SGOPDTrainer.__init__).parameters)
+    stock = list(inspect.signature(GRPOTrainer.__init__).parameters)
+    assert ours[: len(stock)] == stock
+    assert ours[len(stock) :] == ["teacher_model", "reference_model", "teacher_processing_class"]

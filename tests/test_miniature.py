@@ -1,0 +1,248 @@
+import json
+import random
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgopd_trl import miniature
+from sgopd_trl.evaluation import evaluate
+from sgopd_trl.miniature import CHECKPOINTS, build, checkpoint_path, make_dataset, make_tokenizer, resolve
+from sgopd_trl.miniature.task import (
+    PROMPT_TOKENS,
+    SOLUTION_TOKENS,
+    Flaws,
+    answer,
+    sample_prompt,
+    split_of,
+    worked_solution,
+)
+from sgopd_trl.rewards import boxed_answer, exact_answer_reward
+
+
+PROMPT = "51;+5;-6;+3;-7;-9;+6;-4="
+SOLUTION = r"1_56_50_53_56^47^33^49^3\boxed{39}"
+
+
+# --- the task ---------------------------------------------------------------------------------------------------------
+
+
+def test_worked_example() -> None:
+    assert worked_solution(PROMPT) == SOLUTION
+    assert answer(PROMPT) == "39"
+
+
+def test_solutions_wrap_around_a_hundred() -> None:
+    assert worked_solution("98;+5;-4=") == r"8_93^09^9\boxed{99}"
+    assert answer("98;+5;-4=") == "99"
+
+
+def test_without_flaws_the_box_holds_the_answer() -> None:
+    rng = random.Random(1)
+    for _ in range(500):
+        prompt = sample_prompt(rng, "train")
+        assert boxed_answer(worked_solution(prompt)) == answer(prompt)
+
+
+@pytest.mark.parametrize(
+    ("flaws", "expected"),
+    [
+        (Flaws(hide=1.0), r"1_56~50~53~56~47~33~49~3\boxed{39}"),
+        (Flaws(drop=1.0), r"1_56_50_53_56_57_53_59_5\boxed{59}"),  # the last four lose theirs
+        (Flaws(nine=1.0), r"1_56_50_53_56^48^34^40_4\boxed{40}"),
+    ],
+)
+def test_each_flaw_does_what_it_says(flaws: Flaws, expected: str) -> None:
+    assert worked_solution(PROMPT, flaws, random.Random(0)) == expected
+
+
+def test_a_guess_breaks_the_chain_off_before_an_operation() -> None:
+    guesses = {worked_solution(PROMPT, Flaws(guess=1.0), random.Random(seed)) for seed in range(50)}
+    assert len(guesses) > 20
+    assert all(len(g) == len(r"1_5?\boxed{00}") and g.startswith(r"1_5?\boxed{") for g in guesses)
+
+
+def test_noise_never_writes_the_right_digit() -> None:
+    for seed in range(50):
+        text = worked_solution("51;+5=", Flaws(noise=1.0), random.Random(seed))
+        assert text[:3] == "1_5" and text[3] != "6" and text[5] != "5"
+        assert boxed_answer(text) == text[5] + text[3]
+
+
+def test_dataset_is_reproducible() -> None:
+    first, again, other = (make_dataset("train", 50, seed) for seed in (0, 0, 1))
+    assert first.column_names == ["prompt", "solution"]
+    assert list(first) == list(again) != list(other)
+    # The rows of an earlier version, so that a change of the generator shows.
+    assert sha256(json.dumps(list(first)).encode()).hexdigest()[:16] == "7c95c09fbf1264cf"
+    (message,) = first[0]["prompt"]
+    assert message["role"] == "user"
+    assert all(row["solution"] == answer(row["prompt"][0]["content"]) for row in first)
+    assert all(len(row["solution"]) == 2 for row in first)
+
+
+def test_splits_do_not_overlap() -> None:
+    train, test = (
+        {row["prompt"][0]["content"] for seed in (0, 1) for row in make_dataset(split, 300, seed)}
+        for split in ("train", "test")
+    )
+    assert {split_of(p) for p in train} == {"train"} and {split_of(p) for p in test} == {"test"}
+    assert len(train) == len(test) == 600
+
+
+def test_dataset_refuses_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="unknown split 'dev': use one of train, test"):
+        make_dataset("dev", 1)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        make_dataset("train", 0)
+
+
+# --- the tokenizer ----------------------------------------------------------------------------------------------------
+
+
+def test_tokenizer_round_trip() -> None:
+    tokenizer = make_tokenizer()
+    assert len(tokenizer) == tokenizer.vocab_size == 24
+    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side) == ("<pad>", "<eos>", "left")
+    for text in (PROMPT, SOLUTION, r"8~93!,?\boxed{07}"):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
+    ids = tokenizer("<pad>" + SOLUTION + "<eos>")["input_ids"]
+    assert tokenizer.decode(ids) == "<pad>" + SOLUTION + "<eos>"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == SOLUTION
+    assert len(tokenizer(PROMPT)["input_ids"]) == PROMPT_TOKENS == 24
+    assert len(tokenizer(SOLUTION + "<eos>")["input_ids"]) == SOLUTION_TOKENS == 29
+
+
+def test_tokenizer_refuses_other_characters() -> None:
+    with pytest.raises(Exception, match="UNK"):
+        make_tokenizer()("51 + 5")
+
+
+def test_chat_template() -> None:
+    tokenizer = make_tokenizer()
+    user, assistant = {"role": "user", "content": PROMPT}, {"role": "assistant", "content": SOLUTION}
+    for generation in (True, False):
+        text = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=generation)
+        assert text == PROMPT
+    assert tokenizer.apply_chat_template([user, assistant], tokenize=False) == PROMPT + SOLUTION + "<eos>"
+
+
+# --- the checkpoints --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoint_is_a_complete_model_directory(name: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = checkpoint_path(name)
+    assert (path / "model.safetensors").stat().st_size < 1_000_000
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    assert sum(p.numel() for p in model.parameters()) == 134_528
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.config.rope_parameters["rope_theta"] == 1000
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (1, 0)
+    assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
+    assert tokenizer.chat_template == make_tokenizer().chat_template
+    assert tokenizer.padding_side == "left"
+    ids = tokenizer(SOLUTION + "<eos>")["input_ids"]
+    assert tokenizer.decode(ids) == SOLUTION + "<eos>"
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("clean", 0.80, 1.0), ("nine", 0.70, 0.90), ("guess", 0.04, 0.20), ("noisy", 0.04, 0.22)]
+)
+def test_checkpoint_accuracy(name: str, low: float, high: float) -> None:
+    from transformers import AutoModelForCausalLM
+
+    result = evaluate(
+        AutoModelForCausalLM.from_pretrained(checkpoint_path(name)),
+        make_tokenizer(),
+        make_dataset("test", 32),
+        exact_answer_reward,
+        max_new_tokens=SOLUTION_TOKENS,
+    )
+    assert low < result["avg@8"] < high, result
+
+
+def test_resolve() -> None:
+    assert resolve("miniature:guess") == str(checkpoint_path("guess"))
+    assert resolve("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
+    assert resolve("./guess") == "./guess"
+    for call in (lambda: resolve("miniature:gues"), lambda: checkpoint_path("gues")):
+        with pytest.raises(ValueError, match="'gues': use one of clean, nine, guess, noisy"):
+            call()
+
+
+def test_import_is_light() -> None:
+    """`sgopd --help` must not wait for torch; the package's own __init__ is left out of this."""
+    code = (
+        "import sys, types; package = types.ModuleType('sgopd_trl'); package.__path__ = [sys.argv[1]];"
+        "sys.modules['sgopd_trl'] = package; import sgopd_trl.miniature as m; m.resolve('miniature:clean');"
+        "print(sorted({'torch', 'transformers', 'datasets', 'tokenizers'} & set(sys.modules)))"
+    )
+    package = str(Path(miniature.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- the build --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "FROM_SCRATCH", build.Schedule(rate=1.0, hold_until=3.0, decay_steps=2))
+    monkeypatch.setattr(build, "FINE_TUNE", build.Schedule(rate=1.0, hold_until=None, decay_steps=2))
+
+
+@pytest.mark.usefixtures("short_build")
+def test_build_gives_the_same_bytes_again(tmp_path: Path) -> None:
+    """Whatever the state of the global generator and whichever checkpoints are asked for."""
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    build.build(tmp_path / "a", evaluate=False)
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    torch.rand(1)
+    build.build(tmp_path / "b", names=["guess"], evaluate=False)
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["guess"]
+    for file in (tmp_path / "b" / "guess").iterdir():
+        assert file.read_bytes() == (tmp_path / "a" / "guess" / file.name).read_bytes(), file.name
+    weights = {name: (tmp_path / "a" / name / "model.safetensors").read_bytes() for name in CHECKPOINTS}
+    assert len(set(weights.values())) == len(CHECKPOINTS)
+
+
+@pytest.mark.usefixtures("short_build")
+def test_build_reports_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(build, "EVAL_PROBLEMS", 2)
+    results = build.build(tmp_path, names=["clean"])
+    assert set(results) == {"clean"} and results["clean"]["problems"] == 2
+    assert f"{results['clean']['avg@8']:.3f}" in capsys.readouterr().out
+
+
+def test_build_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"\['gues'\]: use some of clean"):
+        build.build(tmp_path, names=["gues"])
+    monkeypatch.setattr(build, "MAX_HELD_STEPS", 2)
+    with pytest.raises(RuntimeError, match="after 2 steps: build with another seed"):
+        build.build(tmp_path, names=["clean"], evaluate=False)
+
+
+def test_the_loss_covers_the_solution_only() -> None:
+    tokenizer = make_tokenizer()
+    ids, labels = build._batch(tokenizer, Flaws(guess=0.3), random.Random(0))
+    for row, target in zip(ids, labels, strict=True):
+        written = target != -100
+        assert not written[:PROMPT_TOKENS].any()
+        text, kept = tokenizer.decode(row[:PROMPT_TOKENS]), tokenizer.decode(row[written])
+        assert split_of(text) == "train"
+        assert kept.startswith(f"{text[1]}_{text[0]}") and kept.endswith("}<eos>")
+        assert (row[~written][PROMPT_TOKENS:] == tokenizer.pad_token_id).all()
+
+
+def test_write_data(tmp_path: Path) -> None:
+    build.write_data(tmp_path, train_size=5, test_size=3)
+    for split, size in {"train": 5, "test": 3}.items():
+        rows = [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text().splitlines()]
+        assert rows == list(make_dataset(split, size))
