@@ -122,7 +122,9 @@ def check_dataset(
     check_columns(dataset)
     dataset, dropped = filter_long_prompts(dataset, args.max_prompt_length, tokenizer, args.chat_template_kwargs)
     if dropped:
-        logger.warning(f"Dropped {dropped} prompts longer than {args.max_prompt_length} tokens; {len(dataset)} are left.")
+        logger.warning(
+            f"Dropped {dropped} prompts longer than {args.max_prompt_length} tokens; {len(dataset)} are left."
+        )
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     check_answers(dataset, args.answer_column, functions, args.reward_weights, args.correct_reward_threshold)
     return dataset
@@ -139,7 +141,7 @@ def check_columns(dataset: Dataset | IterableDataset) -> None:
         row = next(iter(dataset), None)
         raise ValueError(
             f"The training dataset has no column 'prompt', only {columns}; its first row is {_short(row)}. Rename a "
-            "column to 'prompt', or give `sgopd train` a `prompt_column` and a `prompt_template`."
+            "column to 'prompt', or give `sgopd train` a `dataset_prompt_column` or a `prompt_template`."
         )
 
 
@@ -158,7 +160,9 @@ def check_answers(
     Raises:
         ValueError: with the number of the rows that fail, and the first of them.
     """
-    checkable = all(callable(f) and not isinstance(f, torch.nn.Module) and not is_async_callable(f) for f in reward_funcs)
+    checkable = all(
+        callable(f) and not isinstance(f, torch.nn.Module) and not is_async_callable(f) for f in reward_funcs
+    )
     if answer_column is None or isinstance(dataset, IterableDataset) or answer_column not in dataset.column_names:
         return
     if not checkable:

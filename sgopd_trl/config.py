@@ -196,7 +196,9 @@ class SGOPDConfig(GRPOConfig):
     # Parameters that control the verifier and the data
     correct_reward_threshold: float = field(
         default=0.5,
-        metadata={"help": "A rollout is correct when its weighted reward is above this. Ours: 0.5, for binary rewards."},
+        metadata={
+            "help": "A rollout is correct when its weighted reward is above this. Ours: 0.5, for binary rewards."
+        },
     )
     answer_column: str | None = field(
         default="solution",

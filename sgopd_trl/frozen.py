@@ -83,6 +83,20 @@ def add_reference_adapter(model: "PeftModel") -> None:
             model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
 
 
+def register_lm_head(model: PreTrainedModel) -> None:
+    """Tells ZeRO-3 that the fused LM head works with a weight outside the forward pass of the module that holds it.
+
+    Left alone, DeepSpeed notices that on first use, but not after generation without gathering: it has then fetched the
+    weight ahead, for the plain LM head it saw in generation, and the backward pass finds it released.
+
+    Args:
+        model: the causal language model with the fused head (under PEFT: the base model inside the wrapper).
+    """
+    import deepspeed  # only there with the extra, and slow to import
+
+    deepspeed.zero.register_external_parameter(model, model.get_output_embeddings().weight)
+
+
 class FrozenModel:
     """A frozen causal language model of a trainer: the teacher, or the reference.
 
@@ -98,6 +112,8 @@ class FrozenModel:
         add_fused_lm_head(
             model, temperature=trainer.temperature, cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32
         )
+        if trainer._dist.is_zero3:
+            register_lm_head(model)
         if trainer.is_deepspeed_enabled:
             self.model = prepare_deepspeed(model, trainer.accelerator)
         elif trainer.is_fsdp_enabled:
@@ -151,6 +167,9 @@ class FrozenModel:
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     num_beams=1,
+                    temperature=1.0,
+                    top_k=50,
+                    top_p=1.0,
                     repetition_penalty=1.0,
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=eos,

@@ -46,15 +46,15 @@ class PhasedTeacherSampling:
         Args:
             inputs: this process's rows of B_S.
         """
+        if not self.enabled:
+            return
         trainer, args, accelerator = self.trainer, self.trainer.args, self.trainer.accelerator
         self._rollouts = [[] for _ in range(self.windows)]
         steps = range(trainer.state.global_step + 1, trainer.state.global_step + 1 + self.windows)
         active = [window for window, step in enumerate(steps) if self.alpha(step) > 0]
-        if not active:
-            return
         generation = trainer.state.global_step // (self.windows * trainer.num_iterations)
         student_prompts = args.generation_batch_size // trainer.num_generations // self.windows
-        taken = set(gather_object([prompt_key(row["prompt"]) for row in inputs]))
+        taken = set(gather_object([prompt_key(row["prompt"]) for row in inputs])) if active else set()
         rows, seeds, window_of = [], [], []
         for window in active:
             ordinal = generation * self.windows + window + 1

@@ -22,7 +22,7 @@ from . import checks
 from .advantages import reverse_kl_advantage, sign_flips
 from .config import SGOPDConfig
 from .diagnostics import token_metrics, token_sums
-from .frozen import FrozenModel, add_reference_adapter, initial_student, load_frozen
+from .frozen import FrozenModel, add_reference_adapter, initial_student, load_frozen, register_lm_head
 from .model_card import add_method_section
 from .phased_sampling import PhasedTeacherSampling, teacher_sampling_enabled
 from .resume import load_generation_cycle, save_generation_cycle
@@ -172,6 +172,8 @@ class SGOPDTrainer(GRPOTrainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
+        if self._dist.is_zero3:
+            register_lm_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         self.teacher = FrozenModel(teacher_model, self)
         self.reference = FrozenModel(reference_model, self) if reference_model is not None else None
         self.scorer = RolloutScorer(self)
@@ -295,11 +297,11 @@ class SGOPDTrainer(GRPOTrainer):
         teacher, alpha = inputs.get("teacher"), self.teacher_sampling.alpha(self.state.global_step + 1)
         if teacher is None or alpha == 0:
             return loss
-        logps = self.per_token_logps(
-            model, teacher["input_ids"], teacher["attention_mask"], teacher["weights"].size(1)
-        )
+        logps = self.per_token_logps(model, teacher["input_ids"], teacher["attention_mask"], teacher["weights"].size(1))
         # The weights add up over processes, whose gradients are averaged.
-        slt = teacher_cross_entropy(logps, teacher["weights"], self.args.teacher_sft_phi) * self.accelerator.num_processes
+        slt = (
+            teacher_cross_entropy(logps, teacher["weights"], self.args.teacher_sft_phi) * self.accelerator.num_processes
+        )
         self._teacher_loss += self.accelerator.reduce(slt.detach(), reduction="mean").item()
         return loss + alpha * slt
 
@@ -344,7 +346,9 @@ class SGOPDTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         if self._step % (self.args.steps_per_generation * self.num_iterations) != 0:
-            folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            folder = os.path.join(
+                self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
             save_generation_cycle(folder, self.accelerator.process_index, self._step, self._buffered_inputs)
 
     def _load_optimizer_and_scheduler(self, checkpoint):

@@ -13,7 +13,12 @@ from sgopd_trl import SGOPDTrainer
 METHODS = {
     "_generate": ["self", "prompts"],
     "_generate_single_turn": [
-        "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
+        "self",
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+        "has_tool_images",
     ],
     "_generate_and_score_completions": ["self", "inputs"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
@@ -56,10 +61,17 @@ def test_names_inside_the_methods(method, names):
 
 def test_helpers():
     assert list(inspect.signature(utils.add_fused_lm_head).parameters)[:3] == [
-        "model", "temperature", "cast_lm_head_to_fp32",
+        "model",
+        "temperature",
+        "cast_lm_head_to_fp32",
     ]
     assert list(inspect.signature(utils.RepeatSampler.__init__).parameters)[1:] == [
-        "data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed",
+        "data_source",
+        "mini_repeat_count",
+        "batch_size",
+        "repeat_count",
+        "shuffle",
+        "seed",
     ]
     for name in ("create_model_from_path", "use_adapter", "pad", "get_config_model_id", "global_then_local_main_first"):
         assert callable(getattr(utils, name))

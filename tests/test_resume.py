@@ -66,7 +66,9 @@ def run(folders, output, kill_after=None, resume=None, size=24, **settings):
 def test_resumed_weights_are_those_of_an_uninterrupted_run(folders, tmp_path, kill_after, settings):
     whole = run(folders, tmp_path / "whole", **settings)
     run(folders, tmp_path / "killed", kill_after=kill_after, **settings)
-    resumed = run(folders, tmp_path / "killed", resume=str(tmp_path / "killed" / f"checkpoint-{kill_after}"), **settings)
+    resumed = run(
+        folders, tmp_path / "killed", resume=str(tmp_path / "killed" / f"checkpoint-{kill_after}"), **settings
+    )
     for (name, expected), (_, got) in zip(
         whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
     ):

@@ -253,7 +253,11 @@ def test_reference_is_not_asked_for_groups_without_consensus(folders, tmp_path, 
 
 def test_reward_correction_uses_another_reference(folders, tmp_path):
     trainer = make_trainer(
-        folders, tmp_path, max_steps=1, reference_model_name_or_path=str(folders / "teacher"), max_grad_norm=0.0,
+        folders,
+        tmp_path,
+        max_steps=1,
+        reference_model_name_or_path=str(folders / "teacher"),
+        max_grad_norm=0.0,
         teacher_sampling_enable=False,
     )
     steps = train_recorded(trainer)

@@ -13,7 +13,9 @@ from sgopd_trl.miniature import make_dataset, make_tokenizer
 VOCABULARY = 24
 
 
-def make_model(folder: Path | str | None, seed: int, vocab_size: int = VOCABULARY, hidden: int = 16, scale: float = 0.5):
+def make_model(
+    folder: Path | str | None, seed: int, vocab_size: int = VOCABULARY, hidden: int = 16, scale: float = 0.5
+):
     """A random Qwen3, saved with the miniature tokenizer in `folder` (or not saved, when it is None)."""
     set_seed(seed)
     tokenizer = make_tokenizer()

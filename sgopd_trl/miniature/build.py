@@ -152,7 +152,7 @@ def _train(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread inside: faster at this width than several, and the weights do not depend on the number of cores."""
+    """One thread inside, so that the weights do not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

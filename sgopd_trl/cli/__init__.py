@@ -1,0 +1,43 @@
+"""The `sgopd` command. Nothing here imports torch or TRL before a subcommand needs it."""
+
+import argparse
+import sys
+
+from .. import __version__
+from . import demo, env, miniature
+from .errors import reported
+from .recipe import apply_env, read_recipe
+
+
+_TRAIN_HELP = "train a student from a recipe: --config recipe.yaml and overrides (`sgopd train --help` lists them)"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand and return its exit code.
+
+    Args:
+        argv: the arguments after `sgopd`; default: the process's own.
+
+    Raises:
+        SystemExit: with code 2 on a wrong command line, 1 on another mistake of the user's, 0 after `--help`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:  # its options are those of three dataclasses, which only TRL's parser knows
+        with reported("sgopd train"):
+            apply_env(read_recipe(argv[1:])[0])
+        from . import train
+
+        return train.main(argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="sgopd", description="SG-OPD: sign-gated on-policy distillation, for TRL.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"sgopd-trl {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("train", help=_TRAIN_HELP, add_help=False)
+    for command in (demo, miniature, env):
+        command.add_parser(commands)
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    return args.run(args)

@@ -1,0 +1,202 @@
+"""The arguments of `sgopd train`: TRL's parser, with every key and value of a recipe checked before it is used."""
+
+import argparse
+import difflib
+import enum
+import types
+import typing
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import ModelConfig, TrlParser
+
+from ..config import SGOPDConfig
+from .errors import UsageError
+
+
+@dataclass
+class SGOPDScriptArguments:
+    """What `sgopd train` needs beside the trainer's and the model's arguments: data and verifier."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Training data: a Hub id, a folder, a .jsonl, .json or .parquet file (or a pattern of files), or "
+            "'miniature'."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset of the Hub."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of a dataset of the Hub."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split to evaluate on, where `eval_strategy` is not 'no'."}
+    )
+    dataset_filter: str | None = field(
+        default=None,
+        metadata={"help": "Keep the rows for which this holds: a column, an operator, a value, as 'difficulty >= 6'."},
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Keep the first rows only, this many, after the filter."}
+    )
+    dataset_prompt_column: str | None = field(
+        default=None,
+        metadata={"help": "Column with the question. Default: `prompt`, or what `prompt_template` names."},
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "The prompt, as a str.format template whose fields are column names; a literal brace is written "
+            "twice: '{question} Put the answer within \\boxed{{}}.'"
+        },
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message before every prompt."})
+    conversational: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts as chat messages or as plain text. Default: as the tokenizer has a template or not."
+        },
+    )
+    dataset_answer_column: str | None = field(
+        default=None, metadata={"help": "Column with the gold answer, which becomes `solution`. Default: `solution`."}
+    )
+    box_answer: bool = field(
+        default=True,
+        metadata={
+            "help": "Write gold answers as \\boxed{...}, which TRL's accuracy_reward needs to read LaTeX. Boxed ones "
+            "stay as they are."
+        },
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The verifier: exact_answer_reward, accuracy_reward, think_format_reward, "
+            "reasoning_accuracy_reward, or an import path such as my_lib.rewards.my_reward."
+        },
+    )
+
+    def __post_init__(self):
+        if isinstance(self.reward_funcs, str):  # a single name in a recipe
+            self.reward_funcs = [self.reward_funcs]
+
+
+DATACLASSES = (SGOPDScriptArguments, SGOPDConfig, ModelConfig)
+NEEDED = {
+    "model_name_or_path": "Qwen/Qwen3-1.7B or miniature:guess",
+    "teacher_model_name_or_path": "Qwen/Qwen3-4B or miniature:clean",
+    "dataset_name": "data.jsonl or miniature",
+    "reward_funcs": "accuracy_reward or exact_answer_reward",
+}
+
+
+class Parser(TrlParser):
+    """TRL's parser without abbreviations, whose errors are one message in place of pages of usage."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(DATACLASSES, prog="sgopd train", allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(f"{message}. `sgopd train --help` lists the arguments.")
+
+
+def check_recipe(recipe: dict[str, Any], source: str, also: Collection[str] = ()) -> None:
+    """Refuse keys that no argument has, and values that an argument cannot take.
+
+    Args:
+        recipe: from `read_recipe`. source: its name, for messages. also: further keys, which are not looked into.
+
+    Raises:
+        UsageError: with the nearest valid key, or with what the value must be.
+    """
+    hints = {name: hint for cls in DATACLASSES for name, hint in typing.get_type_hints(cls).items()}
+    actions: dict[str, argparse.Action] = {}
+    for action in Parser()._actions:
+        actions.setdefault(action.dest, action)  # the first; `--no_x` comes after `--x`
+    actions = {dest: action for dest, action in actions.items() if dest in hints}
+    for key, value in recipe.items():
+        if key in actions:
+            _check_value(actions[key], hints[key], value, f"{source}: `{key}`")
+        elif key not in also and key != "env":
+            raise UsageError(f"Unknown key {key!r} in {source}.{nearest(str(key), [*actions, *also])}")
+
+
+def check_command_line(args: list[str], recipe: dict[str, Any], also: Collection[str] = ()) -> argparse.Namespace:
+    """Refuse flags that no argument has, flags whose value is missing or of the wrong type, and stray words.
+
+    Args:
+        args: without the launch flags. recipe: from `read_recipe`. also: names of further flags, for suggestions.
+
+    Returns:
+        the values of the recipe and of the command line, before any dataclass is made of them.
+
+    Raises:
+        UsageError: naming the argument, with the nearest valid one, or naming what is missing.
+    """
+    if "--config" in args:
+        position = args.index("--config")
+        args = args[:position] + args[position + 2 :]
+    parser = Parser()
+    parser.set_defaults_with_config(**recipe)
+    values, unknown = parser.parse_known_args(args)
+    if unknown and not unknown[0].startswith("-"):
+        hint = f" Did you mean '--config {unknown[0]}'?" if unknown[0].endswith((".yaml", ".yml")) else ""
+        raise UsageError(f"Unexpected argument {unknown[0]!r}.{hint}")
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        names = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
+        hint = nearest(flag.lstrip("-").replace("-", "_"), names | {*also, "config"}, prefix="--")
+        raise UsageError(f"Unknown argument {flag!r}.{hint}")
+    for name, example in NEEDED.items():
+        if not getattr(values, name):
+            raise UsageError(f"`{name}` is needed, in the recipe (--config) or as --{name}; for example {example}.")
+    return values
+
+
+def nearest(name: str, valid: Collection[str], prefix: str = "") -> str:
+    """' Did you mean ...?' with the nearest valid name, or nothing where none is near."""
+    match = difflib.get_close_matches(name, sorted(valid), n=1)
+    return f" Did you mean '{prefix}{match[0]}'?" if match else ""
+
+
+def _check_value(action: argparse.Action, hint: Any, value: Any, where: str) -> None:
+    if value is None or (action.dest == "resume_from_checkpoint" and isinstance(value, bool)):
+        return
+    classes = _classes(hint)
+    if isinstance(value, str):
+        if str not in classes:  # argparse converts text, or fails with a message of its own
+            _convert(action, value, where)
+    elif not (type(value) in classes or (type(value) is int and float in classes)):
+        expected = " or ".join(sorted(cls.__name__ for cls in classes if cls is not type(None)))
+        if action.choices:
+            expected = f"one of {', '.join(map(str, action.choices))}"
+        hint = f'; quote it to have text: "{_yaml_word(value)}"' if str in classes else ""
+        raise UsageError(f"{where} must be {expected}, got {value!r}{hint}.")
+    elif isinstance(value, list) and action.nargs == "+":
+        for element in value:
+            _convert(action, str(element), where)
+    if action.choices and not isinstance(value, list) and str(value) not in map(str, action.choices):
+        raise UsageError(f"{where} must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
+
+
+def _convert(action: argparse.Action, text: str, where: str) -> None:
+    try:
+        action.type(text)
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        kind = getattr(action.type, "__name__", "value").replace("string_to_bool", "true or false")
+        raise UsageError(f"{where} must be {kind}, got {text!r}.") from error
+
+
+def _classes(hint: Any) -> set[type]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return set().union(*map(_classes, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return {type(choice) for choice in typing.get_args(hint)}
+    cls = typing.get_origin(hint) or hint
+    if not isinstance(cls, type):
+        return set()
+    # The elements of a list may be given as one text: TRL's recipes write `lora_target_modules: all-linear`
+    return {cls, str} if issubclass(cls, enum.Enum) or hint == list[str] else {cls}
+
+
+def _yaml_word(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

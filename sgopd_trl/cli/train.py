@@ -1,0 +1,231 @@
+"""`sgopd train`: everything a recipe names, from the data to the model card."""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from ..checks import load_student_tokenizer, load_teacher_tokenizer
+from ..config import SGOPDConfig
+from ..data import DataFormat, load_split, prepare_dataset
+from ..metrics_log import FILE_NAME, MetricsLog
+from ..miniature import resolve
+from ..trainer import SGOPDTrainer
+from .arguments import Parser, SGOPDScriptArguments, check_command_line, check_recipe
+from .errors import UsageError, reported
+from .launch import (
+    launch_flags,
+    launch_training,
+    needs_launch,
+    recipe_launch_args,
+    resolve_accelerate_config,
+    split_launch_args,
+    under_launcher,
+)
+from .recipe import read_recipe, split_config_flag
+
+
+REWARD_FUNCS = {
+    "exact_answer_reward": "sgopd_trl.rewards.exact_answer_reward",
+    "accuracy_reward": "trl.rewards.accuracy_reward",
+    "think_format_reward": "trl.rewards.think_format_reward",
+    "reasoning_accuracy_reward": "trl.rewards.reasoning_accuracy_reward",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run `sgopd train` with these arguments: here, or through `accelerate launch`. Returns the exit code."""
+    if "--help" in argv or "-h" in argv:
+        Parser().print_help()
+        print("\nAlso: --config recipe.yaml, --accelerate_config NAME|PATH, and `accelerate launch`'s own flags.")
+        return 0
+    with reported("sgopd train"):
+        launch, training, use_cpu = read_command_line(argv)
+        gpu_count = 0 if use_cpu else torch.cuda.device_count()
+        if needs_launch(launch, os.environ, gpu_count):
+            return launch_training(resolve_accelerate_config(launch), training, gpu_count)
+        script_args, training_args, model_args = Parser().parse_args_and_config(training, fail_with_unknown_args=False)
+        checkpoint = find_checkpoint(training_args)
+        trainer = build_trainer(script_args, training_args, model_args)
+    if checkpoint is not None:
+        trainer.accelerator.print(f"Resuming from {checkpoint}.")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    finish(trainer, script_args)
+    return 0
+
+
+def read_command_line(argv: Sequence[str]) -> tuple[list[str], list[str], bool]:
+    """The launch arguments (of the recipe, then of the command line), the training arguments, and `use_cpu`: checked.
+
+    Raises:
+        UsageError: for anything that cannot be understood.
+    """
+    flags = launch_flags()
+    launch, training = split_launch_args(split_config_flag(argv), flags)
+    if launch and under_launcher(os.environ):
+        raise UsageError(f"Already started by a launcher: give it {' '.join(launch)} instead.")
+    recipe, source = read_recipe(training)
+    launch_keys = [*flags, "accelerate_config"]
+    if source is not None:
+        check_recipe(recipe, source, launch_keys)
+    values = check_command_line(training, recipe, launch_keys)
+    return recipe_launch_args(recipe, flags) + launch, training, values.use_cpu
+
+
+def build_trainer(
+    script_args: SGOPDScriptArguments, training_args: SGOPDConfig, model_args: ModelConfig
+) -> SGOPDTrainer:
+    """The trainer that the arguments describe.
+
+    Raises:
+        ValueError: when something is missing or does not fit together. OSError: when a model or dataset cannot be had.
+    """
+    reward_funcs = [resolve_reward_func(name) for name in script_args.reward_funcs]
+    model, teacher, reference = (
+        name if name is None else resolve(name)
+        for name in (
+            model_args.model_name_or_path,
+            training_args.teacher_model_name_or_path,
+            training_args.reference_model_name_or_path,
+        )
+    )
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    } | (training_args.model_init_kwargs or {})
+    trust_remote_code = training_args.trust_remote_code
+    with _named(f"The student {model_args.model_name_or_path}"):
+        tokenizer = load_student_tokenizer(model, training_args.model_init_kwargs["revision"], trust_remote_code)
+    with _named(f"The teacher {training_args.teacher_model_name_or_path}"):
+        teacher_tokenizer = load_teacher_tokenizer(teacher, training_args.teacher_model_revision, trust_remote_code)
+    evaluates = training_args.eval_strategy != "no"
+    with PartialState().local_main_process_first():  # the others find the main process's files in the cache
+        train_dataset = load_data(
+            script_args, script_args.dataset_train_split, tokenizer, script_args.max_train_samples
+        )
+        eval_dataset = load_data(script_args, script_args.dataset_test_split, tokenizer) if evaluates else None
+    return SGOPDTrainer(
+        model=model,
+        teacher_model=teacher,
+        reference_model=reference,
+        reward_funcs=reward_funcs,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        teacher_processing_class=teacher_tokenizer,
+        callbacks=[MetricsLog()],
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def load_data(
+    script_args: SGOPDScriptArguments, split: str, tokenizer: PreTrainedTokenizerBase, max_samples: int | None = None
+) -> Dataset:
+    """One split, loaded and prepared as the script arguments say. Raises as `load_split` and `prepare_dataset` do."""
+    conversational = script_args.conversational
+    if conversational is None:
+        conversational = getattr(tokenizer, "chat_template", None) is not None
+    form = DataFormat(
+        prompt_column=script_args.dataset_prompt_column,
+        prompt_template=script_args.prompt_template,
+        system_prompt=script_args.system_prompt,
+        answer_column=script_args.dataset_answer_column,
+        box_answer=script_args.box_answer,
+        conversational=conversational,
+    )
+    dataset = load_split(script_args.dataset_name, split, script_args.dataset_config, script_args.dataset_revision)
+    return prepare_dataset(dataset, form, script_args.dataset_filter, max_samples)
+
+
+def resolve_reward_func(name: str) -> Callable[..., list[float | None]]:
+    """The reward function of a name in `REWARD_FUNCS`, or of an import path, looked for in the working directory too.
+
+    Raises:
+        ValueError: listing the names there are, or with what is wrong with the import path.
+    """
+    path = REWARD_FUNCS.get(name, name)
+    module_name, _, function_name = path.rpartition(".")
+    if not module_name:
+        near = difflib.get_close_matches(name, REWARD_FUNCS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"Unknown reward function {name!r}.{hint} Use one of {', '.join(REWARD_FUNCS)}, or an import path such as "
+            "my_lib.rewards.my_reward."
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"The reward function {name!r} cannot be imported: {error}. Names without a module are "
+            f"{', '.join(REWARD_FUNCS)}."
+        ) from error
+    if not callable(function):
+        raise ValueError(f"The reward function {name!r} must be callable, but it is {function!r}.")
+    return function
+
+
+def find_checkpoint(args: SGOPDConfig) -> str | None:
+    """The checkpoint to resume from; `true` is the last one in the output folder.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() == "true":
+        last = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+        if last is None:
+            raise ValueError(
+                f"`resume_from_checkpoint` is true, but {args.output_dir} holds no checkpoint. Leave it out to start."
+            )
+        return last
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise ValueError(f"`resume_from_checkpoint`: {wanted} is no checkpoint folder: it has no trainer_state.json.")
+    return wanted
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say what could not be loaded: without a connection the Hub's own message does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{what} cannot be loaded: {error}") from error
+
+
+def finish(trainer: SGOPDTrainer, script_args: SGOPDScriptArguments) -> None:
+    """Save the model with its tokenizer and card, push them where that is asked for, and say where everything is."""
+    args, say = trainer.args, trainer.accelerator.print
+    trainer.save_model(args.output_dir)
+    name = script_args.dataset_name
+    on_hub = name != "miniature" and not Path(name).expanduser().exists() and "*" not in name
+    dataset_name = name if on_hub else None
+    trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=dataset_name)
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)
+    say(f"\nTrained for {trainer.state.global_step} steps.")
+    say(f"  model and tokenizer  {args.output_dir}")
+    say(f"  model card           {os.path.join(args.output_dir, 'README.md')}")
+    say(f"  metrics              {os.path.join(args.output_dir, FILE_NAME)}")
+    if last := get_last_checkpoint(args.output_dir):
+        say(f"  last checkpoint      {last}")
+    if args.push_to_hub:
+        say(f"  on the Hub           https://huggingface.co/{trainer.hub_model_id}")
+    trainer.accelerator.end_training()

@@ -1,0 +1,66 @@
+"""`metrics.jsonl`: one line for each logging step of a run."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsLog(TrainerCallback):
+    """Appends what the trainer logs to `metrics.jsonl` in the output folder, on the main process.
+
+    A run that is resumed first drops the lines of steps beyond its checkpoint, which it takes again; a new run starts
+    with an empty file. Values that JSON has no word for (NaN, infinity) are written as null.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / FILE_NAME
+            path.parent.mkdir(parents=True, exist_ok=True)
+            resumed = state.global_step > 0 and path.is_file()
+            rows = [row for row in read_metrics(path) if row["step"] <= state.global_step] if resumed else []
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            os.replace(unfinished, path)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            row = {"step": state.global_step} | {name: _finite(value) for name, value in logs.items()}
+            with (Path(args.output_dir) / FILE_NAME).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`. A last line without its end, left by a run that was killed, is left out.
+
+    Raises:
+        ValueError: for another line that cannot be read, with its number.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append(row | {"step": row["step"]})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}, holds no metrics: {line[:80]!r}. Move the file away.") from error
+    return rows
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,99 @@
+"""The figures: what is drawn from a log, and that the images are images."""
+
+import numpy as np
+import pytest
+from matplotlib import image
+from matplotlib.figure import Figure
+
+from sgopd_trl.figures import CLASS_COLOURS, _running_mean, plot_dynamics, plot_sign_shares
+
+
+PLOTS = [plot_dynamics, plot_sign_shares]
+
+
+def log(steps: int) -> list[dict]:
+    """A run's log, with a closing summary like Trainer's."""
+    rows = [
+        {
+            "step": step,
+            "reward": step / steps,
+            "completions/mean_length": 29.0,
+            "entropy": 1 / step,
+            "reverse_kl": 3 / step,
+            "sign/agree": 0.3,
+            "sign/disagree": 0.2,
+            "sign/neutral": 0.5,
+            "teacher_sampling/alpha": 0.1 if step < steps / 3 else 0.0,
+        }
+        for step in range(1, steps + 1)
+    ]
+    return [*rows, {"step": steps, "train_runtime": 12.0}]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that were saved while the test ran."""
+    figures, savefig = [], Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        return savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("steps", [1, 4, 100])
+def test_writes_a_readable_image(plot, steps, tmp_path):
+    plot(log(steps), tmp_path / "figure.png")
+
+    pixels = image.imread(tmp_path / "figure.png")
+    height, width = pixels.shape[:2]
+    assert (width, height) >= (1000, 800)
+    assert pixels.std() > 0.05, "nothing was drawn"
+
+
+def test_dynamics_shows_each_metric_with_its_unit(drawn, tmp_path):
+    plot_dynamics(log(4), tmp_path / "figure.png")
+
+    panels = {axes.get_title(): axes for axes in drawn[0].axes}
+    assert panels["Training reward"].lines[0].get_xydata().tolist() == [[1, 0.25], [2, 0.5], [3, 0.75], [4, 1]]
+    assert panels["Reverse KL to the teacher"].lines[0].get_ydata() == pytest.approx([3, 1.5, 1, 0.75])
+    assert panels["Policy entropy"].lines[0].get_ydata() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    units = {title: axes.get_ylabel() for title, axes in panels.items()}
+    assert units["Mean response length"] == "tokens" and units["Policy entropy"] == "nats per token"
+
+
+def test_sign_shares_are_stacked_to_one_in_their_colours(drawn, tmp_path):
+    plot_sign_shares(log(4), tmp_path / "figure.png")
+
+    shares, weight = drawn[0].axes
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in shares.collections]
+    assert tops == pytest.approx([0.3, 0.5, 1.0])  # agree, + disagree, + neutral
+    colours = [tuple(area.get_facecolor()[0][:3]) for area in shares.collections]
+    assert colours == [tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in CLASS_COLOURS.values()]
+    assert weight.lines[0].get_ydata() == pytest.approx([0.1, 0, 0, 0])
+    legend = [text.get_text() for text in shares.get_legend().get_texts()]
+    assert "agree (mean 30%)" in legend and "neutral (mean 50%)" in legend
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_a_log_without_the_metrics_is_refused(plot, tmp_path):
+    with pytest.raises(ValueError, match="has the metric '(reward|sign/agree)'"):
+        plot([{"step": 1, "loss": 0.5}], tmp_path / "figure.png")
+    assert not (tmp_path / "figure.png").exists()
+
+
+def test_figures_leave_pyplot_alone(tmp_path):
+    from matplotlib import pyplot
+
+    for plot in PLOTS:
+        plot(log(3), tmp_path / "figure.png")
+    assert pyplot.get_fignums() == []
+
+
+def test_running_mean_by_hand():
+    values = np.array([1.0, 2.0, 6.0, 3.0, 8.0])
+    assert _running_mean(values, 2) == pytest.approx([1, 3, 4, 17 / 3, 8])
+    assert _running_mean(values, 0).tolist() == values.tolist()

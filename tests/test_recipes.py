@@ -1,0 +1,117 @@
+"""Every YAML under recipes/ goes through the parser that reads it in earnest."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+
+from sgopd_trl.cli.arguments import Parser
+from sgopd_trl.cli.train import read_command_line, resolve_reward_func
+from sgopd_trl.miniature import resolve
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+FILES = sorted(RECIPES.rglob("*.yaml"))
+ACCELERATE = [path for path in FILES if path.parent.name == "accelerate_configs"]
+TRAINING = [path for path in FILES if path.parent.name != "accelerate_configs"]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(RECIPES))
+
+
+def parse(path: Path):
+    launch, training, _ = read_command_line(["--config", str(path), "--use_cpu", "true"])
+    return launch, Parser().parse_args_and_config(training)
+
+
+def test_there_are_recipes():
+    assert len(ACCELERATE) >= 3 and len(TRAINING) >= 6
+    assert not list(RECIPES.rglob("*.yml"))
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_training_recipe(path):
+    launch, (script_args, training_args, model_args) = parse(path)
+    assert launch == []  # else a plain `sgopd train --config` would go through accelerate
+    for func in script_args.reward_funcs:
+        resolve_reward_func(func)
+    for model in (model_args.model_name_or_path, training_args.teacher_model_name_or_path):
+        assert resolve(model)
+    assert training_args.max_steps == 100
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=name)
+def test_accelerate_config(path):
+    config = load_config_from_file(str(path))
+    expected = DistributedType.MULTI_GPU if path.stem == "ddp" else DistributedType.DEEPSPEED
+    assert config.distributed_type == expected
+    assert config.mixed_precision == "no"  # any other value would overrule a recipe's `bf16: false`
+    assert config.num_processes == 2
+    if path.stem.startswith("zero"):
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
+
+
+def method(recipe: str):
+    _, (_, args, _) = parse(RECIPES / "miniature" / recipe / "config.yaml")
+    return args
+
+
+def test_miniature_siblings_differ_in_the_method_only():
+    texts = {path.parent.name: yaml.safe_load(path.read_text()) for path in TRAINING if "miniature" in path.parts}
+    own = {"output_dir", "sign_gated_extrapolation", "gate", "lambda_high", "lambda_base", "disagree_mode"}
+    own |= {"disagree_interp_beta", "teacher_sampling_enable", "teacher_sampling_ratio"}
+    own |= {"teacher_sampling_phase1_end_frac", "teacher_sampling_phase2_end_frac"}
+    common = [{key: value for key, value in recipe.items() if key not in own} for recipe in texts.values()]
+    assert all(recipe == common[0] for recipe in common)
+    assert len({recipe["output_dir"] for recipe in texts.values()}) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gate", "lambda_base", "teacher_sampling"),
+    [
+        ("sgopd", "sign", 1.0, True),
+        ("random_gate", "random", 1.0, True),
+        ("positive_gate", "positive", 1.0, True),
+        ("opd", None, 1.0, False),
+        ("exopd", None, 1.25, False),
+    ],
+)
+def test_miniature_methods(recipe, gate, lambda_base, teacher_sampling):
+    args = method(recipe)
+    router = args.router()
+    assert (router.gate, router.lambda_base) == (gate, lambda_base)
+    assert args.teacher_sampling_enable is teacher_sampling
+    if gate is not None:
+        assert (args.lambda_high, args.disagree_mode, args.disagree_interp_beta) == (1.8, "interp", 1.0)
+        assert args.teacher_sampling_ratio == 0.125
+        assert (args.teacher_sampling_phase1_end_frac, args.teacher_sampling_phase2_end_frac) == (0.30, 0.35)
+
+
+def test_deepmath_is_appendix_c():
+    path = RECIPES / "Qwen3-1.7B" / "sgopd" / "config_deepmath.yaml"
+    _, (script_args, args, _) = parse(path)
+    assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 1024
+    assert (args.num_generations, args.max_prompt_length, args.max_completion_length) == (8, 2048, 16384)
+    assert (args.teacher_max_completion_length, args.learning_rate, args.warmup_steps) == (14336, 1e-5, 0)
+    assert (args.beta, args.num_iterations, args.loss_type, args.temperature) == (0.0, 1, "grpo", 1.0)
+    assert (args.vllm_mode, args.vllm_tensor_parallel_size, args.vllm_max_model_length) == ("colocate", 4, 18432)
+    assert (args.vllm_importance_sampling_mode, args.vllm_importance_sampling_clip_max) == ("token_truncate", 5.0)
+    assert args.vllm_gpu_memory_utilization == 0.6 and args.vllm_importance_sampling_correction
+    assert args.gradient_checkpointing and args.chat_template_kwargs == {"enable_thinking": False}
+    assert script_args.dataset_filter == "difficulty >= 6"
+    row = {"question": "What is 1 + 1?"}
+    assert script_args.prompt_template.format(**row) == (
+        "What is 1 + 1?\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+    )
+
+
+def test_every_value_of_appendix_c_has_a_source():
+    lines = (RECIPES / "Qwen3-1.7B" / "sgopd" / "config_deepmath.yaml").read_text().split("# Output (ours)")[0]
+    previous = ""
+    for line in lines.splitlines():
+        if line and not line.startswith("#"):
+            assert " # " in line or previous.startswith("#"), line
+        previous = line
