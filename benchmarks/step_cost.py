@@ -238,7 +238,9 @@ def main() -> None:
                         }
                         rows = {}
                         for method in options.methods:
-                            rows[method] = run_child(method, setting)
+                            with console.status(f"{method}, vocabulary {vocab_size}, {distribution} {length}"):
+                                rows[method] = run_child(method, setting)
+                            console.print(f"{method}: scoring + update {rows[method]['scoring_update_s']:.2f} s")
                             results.append(case | {"method": method} | rows[method])
                         print_case(console, case, rows)
                         if options.output:

@@ -71,10 +71,18 @@ class RolloutScorer:
         trainer = self.trainer
         if batch.get("old_per_token_logps") is not None:
             return batch["old_per_token_logps"]
-        if trainer.keeps_sampling_logps and batch.get("sampling_per_token_logps") is not None:
-            return batch["sampling_per_token_logps"]
+        kept = batch.get("sampling_per_token_logps") if trainer.keeps_sampling_logps else None
+        if self._everywhere(kept is not None):
+            return kept
         with trainer.timed("old"), self._no_checkpointing():
             return self._score(self._policy_logps, batch, rows)
+
+    def _everywhere(self, holds: bool) -> bool:
+        """Whether something holds on every process: they must decide alike which forward passes they make."""
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return holds
+        return bool(accelerator.gather(torch.tensor([holds], device=accelerator.device)).all())
 
     def _reference_logps(self, batch: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
         trainer = self.trainer

@@ -24,6 +24,7 @@ from .config import SGOPDConfig
 from .diagnostics import token_metrics, token_sums
 from .frozen import FrozenModel, add_reference_adapter, initial_student, load_frozen, register_lm_head
 from .model_card import add_method_section
+from .padding import trim_padding
 from .phased_sampling import PhasedTeacherSampling, teacher_sampling_enabled
 from .resume import load_generation_cycle, save_generation_cycle
 from .rollout_scoring import RolloutScorer, valid_tokens
@@ -255,6 +256,8 @@ class SGOPDTrainer(GRPOTrainer):
             self._buffered_inputs = []
             for number, first in enumerate(range(0, len(slices), size)):
                 routed = self._route(slices[first : first + size])
+                if self.pad_to_multiple_of is None:  # otherwise the shapes are meant to stay the same
+                    routed = [trim_padding(batch) for batch in routed]
                 self._buffered_inputs += self.teacher_sampling.attach(routed, number)
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         self._seconds["prepare"] += time.perf_counter() - start

@@ -30,7 +30,7 @@ SEED = 7
 
 
 class FixedRollouts(SGOPDTrainer):
-    """A trainer whose student answers by lot, from the prompt and the row's place in the global batch, not by itself.
+    """A trainer whose student answers by lot, from the prompt and the row's place in the batch, not by its model.
 
     Also keeps the teacher's rollouts, the forward passes, and which micro-steps had a share of the teacher's rollouts.
     """

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 from trl import GRPOTrainer
+from trl.distributed import DistributedBackend
 from trl.trainer import utils
 from trl.trainer.grpo_trainer import RewardFunc  # noqa: F401
 
@@ -52,6 +53,7 @@ def test_log_probability_method():
         ("_generate_and_score_completions", ["tool_mask", "completion_mask", "num_items_in_batch"]),
         ("_compute_loss", ["advantages.dim() == 1", "current_gradient_accumulation_steps", 'inputs["advantages"]']),
         ("training_step", ["self._step += 1"]),
+        ("__init__", ["self._dist = DistributedBackend"]),
     ],
 )
 def test_names_inside_the_methods(method, names):
@@ -73,6 +75,7 @@ def test_helpers():
         "shuffle",
         "seed",
     ]
+    assert isinstance(DistributedBackend.is_zero3, property)
     for name in ("create_model_from_path", "use_adapter", "pad", "get_config_model_id", "global_then_local_main_first"):
         assert callable(getattr(utils, name))
 

@@ -26,7 +26,9 @@ def run(args: argparse.Namespace) -> int:
     with reported("sgopd demo"):
         if args.output_dir.exists() and not args.output_dir.is_dir():
             raise ValueError(f"--output_dir must be a folder, but {args.output_dir} is a file.")
-        from ..demo import run_demo
+        from ..demo import check_output_dir, run_demo
+
+        check_output_dir(args.output_dir)
     run_demo(output_dir=args.output_dir, max_steps=args.max_steps, seed=args.seed)
     return 0
 
