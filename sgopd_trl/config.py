@@ -213,11 +213,12 @@ class SGOPDConfig(GRPOConfig):
     )
 
     # Parameters that control scoring
-    scoring_tokens_per_batch: int = field(
-        default=16_384,
+    scoring_tokens_per_batch: int | None = field(
+        default=None,
         metadata={
             "help": "Token budget (padding included) of one scoring forward pass of student, teacher or reference; "
-            "sequences are scored in order of length. A longer sequence is scored alone."
+            "sequences are scored in order of length, and one over the budget alone. Default: the tokens of one "
+            "training micro-batch, so that scoring needs no more memory than the update."
         },
     )
     reuse_sampling_logps: bool = field(
@@ -257,7 +258,11 @@ class SGOPDConfig(GRPOConfig):
             ("teacher_top_k", self.teacher_top_k >= 0, ">= 0"),
             ("teacher_max_completion_length", (self.teacher_max_completion_length or 1) >= 1, "None or >= 1"),
             ("max_prompt_length", (self.max_prompt_length or 1) >= 1, "None or >= 1"),
-            ("scoring_tokens_per_batch", self.scoring_tokens_per_batch >= 1, ">= 1"),
+            (
+                "scoring_tokens_per_batch",
+                self.scoring_tokens_per_batch is None or self.scoring_tokens_per_batch >= 1,
+                "None or >= 1",
+            ),
         ):
             if not ok:
                 raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")

@@ -64,8 +64,10 @@ class RolloutScorer:
         return scores
 
     def _score(self, logps_function: LogpsFunction, batch: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
-        trainer = self.trainer
-        return score_rollouts(logps_function, batch, rows, trainer.args.scoring_tokens_per_batch, trainer.accelerator)
+        trainer, args = self.trainer, self.trainer.args
+        width = batch["prompt_ids"].size(1) + batch["completion_ids"].size(1)
+        budget = args.scoring_tokens_per_batch or args.per_device_train_batch_size * width
+        return score_rollouts(logps_function, batch, rows, budget, trainer.accelerator)
 
     def _student_logps(self, batch: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
         trainer = self.trainer
