@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
+from tqdm.auto import tqdm
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, is_async_callable
@@ -171,15 +173,17 @@ def check_answers(
     state = PartialState()
     mine = list(range(state.process_index, len(dataset), state.num_processes))
     failed: list[int] = []
-    for start in range(0, len(mine), 256):
+    starts = range(0, len(mine), 256)
+    for start in tqdm(starts, desc="Gold answers", disable=len(starts) < 10 or not state.is_main_process):
         numbers = mine[start : start + 256]
         rows = dataset.select(numbers).to_list()
         rewards = _self_rewards(rows, answer_column, reward_funcs, reward_weights)
         failed += [number for number, reward in zip(numbers, rewards, strict=True) if not reward > threshold]
+    failed = sorted(gather_object(failed))  # so that every process stops, and says the same
     if failed:
         first = "; ".join(f"row {n}: {_short(dataset[n][answer_column])}" for n in failed[:_SHOWN])
         raise ValueError(
-            f"{len(failed)} of {len(mine)} answers of column {answer_column!r} do not verify against themselves: the "
+            f"{len(failed)} of {len(dataset)} answers of column {answer_column!r} do not verify against themselves: the "
             f"reward of the answer, given as a completion, is not above {threshold}. {first}. Correct or drop these "
             "rows, choose the reward function that fits them, or set `answer_column=None` to skip this check."
         )

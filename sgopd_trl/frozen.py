@@ -158,6 +158,7 @@ class FrozenModel:
             ) as model,
             torch.no_grad(),
             trainer.accelerator.autocast(),
+            trainer._dist.summon_full_params(self.model, recurse=False),
         ):
             output = model.generate(
                 input_ids=input_ids.to(trainer.accelerator.device),

@@ -12,6 +12,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from .stability import wide_dtype
+
 
 def rollout_seed(*parts: object) -> int:
     """A 63-bit seed from anything printable, the same on every machine and process."""
@@ -36,9 +38,9 @@ class SeededSampler(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if self.prompt_length is None:
             self.prompt_length = input_ids.size(1)
-            self.uniform = self.uniform.to(scores.device)
+            self.uniform = self.uniform.to(scores.device, wide_dtype(scores.device))
         step = input_ids.size(1) - self.prompt_length
-        cdf = scores.double().softmax(-1).cumsum(-1)
+        cdf = scores.to(self.uniform.dtype).softmax(-1).cumsum(-1)
         target = self.uniform[:, step : step + 1] * cdf[:, -1:]
         drawn = torch.searchsorted(cdf, target, right=True).clamp(max=scores.size(1) - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)

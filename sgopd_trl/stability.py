@@ -16,6 +16,11 @@ def stability_weight(a2: torch.Tensor, tau: float) -> torch.Tensor:
     return tau / a2.detach().abs().clamp(min=tau)
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64, where the device has it (Apple's does not)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Sum of `values` over the valid tokens, in float64 so that it does not depend on how the batch was cut.
 
@@ -27,7 +32,7 @@ def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     Returns:
         scalar.
     """
-    return torch.where(mask.bool(), values, 0).sum(dtype=torch.float64)
+    return torch.where(mask.bool(), values, 0).sum(dtype=wide_dtype(values.device))
 
 
 def unit_mean(phi: torch.Tensor, total: torch.Tensor | float, count: torch.Tensor | float) -> torch.Tensor:

@@ -122,6 +122,8 @@ class SGOPDTrainer(GRPOTrainer):
         reference_model = reference_model if reference_model is not None else args.reference_model_name_or_path
         if teacher_model is None:
             raise ValueError("A teacher is required: pass `teacher_model` or set `teacher_model_name_or_path`.")
+        if teacher_model is model and not isinstance(model, str):
+            raise ValueError("`teacher_model` is the student itself, which trains: pass a model of its own.")
         if processing_class is None:
             revision = (args.model_init_kwargs or {}).get("revision")
             processing_class = checks.load_student_tokenizer(model, revision, args.trust_remote_code)
@@ -331,7 +333,8 @@ class SGOPDTrainer(GRPOTrainer):
     def timed(self, name: str):
         start = time.perf_counter()
         yield
-        self._seconds[name] += time.perf_counter() - start
+        if self.model.training:  # an evaluation in between is not part of the step
+            self._seconds[name] += time.perf_counter() - start
 
     @contextmanager
     def logs_set_aside(self):

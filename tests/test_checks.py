@@ -125,5 +125,7 @@ def test_other_arguments_are_refused_clearly(folders, tmp_path):
     with pytest.raises(TypeError, match="must be an SGOPDConfig, got GRPOConfig"):
         build(folders, tmp_path, args=GRPOConfig(str(tmp_path), use_cpu=True, bf16=False))
     teacher = AutoModelForCausalLM.from_pretrained(folders / "teacher")
+    with pytest.raises(ValueError, match="`teacher_model` is the student itself"):
+        build(folders, tmp_path, model=teacher, teacher_model=teacher)
     with pytest.raises(ValueError, match="loaded Qwen3ForCausalLM was passed together with 'main'"):
         build(folders, tmp_path, teacher_model=teacher, settings={"teacher_model_revision": "main"})
