@@ -136,6 +136,7 @@ def measure(method: str, folder: Path, options: argparse.Namespace) -> dict[str,
             num_generations=batch,
             sign_gated_extrapolation=method != "OPD",
             teacher_sampling_enable=False,
+            scoring_tokens_per_batch=options.scoring_tokens_per_batch,
             zero_truncated_reward=False,
             reuse_sampling_logps=method != "SG-OPD, fresh pass",
         )
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=4, help="rollouts a step")
     parser.add_argument("--micro_batch", type=int, default=4)
+    parser.add_argument("--scoring_tokens_per_batch", type=int, help="default: SGOPDConfig's")
     parser.add_argument("--steps", type=int, default=2, help="measured steps, after a first that is not")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--output", type=Path, help="JSON file for the figures")

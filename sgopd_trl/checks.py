@@ -10,7 +10,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from trl.data_utils import is_conversational
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, is_async_callable
 
@@ -33,26 +33,39 @@ def load_student_tokenizer(model: str | PreTrainedModel, revision: str | None, t
 
 
 def load_teacher_tokenizer(
-    model: str | PreTrainedModel, revision: str | None, trust_remote_code: bool
+    model: str | PreTrainedModel, revision: str | None, trust_remote_code: bool, role: str = "teacher"
 ) -> PreTrainedTokenizerBase | None:
     """The teacher's tokenizer, or `None` with a warning for a loaded model that names no place to load it from."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     if not name:
         logger.warning(
-            "The teacher is a loaded model without a name, so its tokenizer cannot be compared with the student's. Pass "
-            "`teacher_processing_class` to have it checked."
+            f"The {role} is a loaded model without a name, so its tokenizer cannot be compared with the student's. For "
+            "the teacher, pass `teacher_processing_class` to have it checked."
         )
         return None
     return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
-def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Student and teacher must give every token the same id; the padded size of their embeddings may differ.
+def check_tokenizers(
+    student: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase | None,
+    role: str,
+    model: str | PreTrainedModel,
+    revision: str | None,
+    args: "SGOPDConfig",
+) -> None:
+    """Student and teacher (or reference) must give every token the same id; embeddings may be padded differently.
+
+    Args:
+        other: the tokenizer of `model`; loaded where it is `None`. role: "teacher" or "reference", for the message.
 
     Raises:
         ValueError: naming the tokens that differ.
     """
-    student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
+    other = other or load_teacher_tokenizer(model, revision, args.trust_remote_code, role)
+    if other is None:
+        return
+    student_vocab, teacher_vocab = student.get_vocab(), other.get_vocab()
     if student_vocab == teacher_vocab:
         return
     tokens = sorted(
@@ -61,12 +74,12 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
     )
     different = [token for token in tokens if student_vocab.get(token) != teacher_vocab.get(token)]
     shown = ", ".join(
-        f"{token!r} (student {student_vocab.get(token, 'absent')}, teacher {teacher_vocab.get(token, 'absent')})"
+        f"{token!r} (student {student_vocab.get(token, 'absent')}, {role} {teacher_vocab.get(token, 'absent')})"
         for token in different[:_SHOWN]
     )
     raise ValueError(
-        f"Student and teacher must share one tokenizer, so that the teacher can score the student's token ids; "
-        f"{len(different)} tokens differ: {shown}{', ...' if len(different) > _SHOWN else ''}. Choose a teacher of the "
+        f"Student and {role} must share one tokenizer, so that the {role} can score the student's token ids; "
+        f"{len(different)} tokens differ: {shown}{', ...' if len(different) > _SHOWN else ''}. Choose a {role} of the "
         "student's family."
     )
 
@@ -170,6 +183,9 @@ def check_answers(
     if not checkable:
         logger.info("The gold answers are not checked: a reward model or an asynchronous function judges them.")
         return
+    weights = [1.0] * len(reward_funcs) if reward_weights is None else reward_weights
+    if len(weights) != len(reward_funcs):
+        raise ValueError(f"`reward_weights` has {len(weights)} values for {len(reward_funcs)} reward functions.")
     state = PartialState()
     mine = list(range(state.process_index, len(dataset), state.num_processes))
     failed: list[int] = []
@@ -177,7 +193,7 @@ def check_answers(
     for start in tqdm(starts, desc="Gold answers", disable=len(starts) < 10 or not state.is_main_process):
         numbers = mine[start : start + 256]
         rows = dataset.select(numbers).to_list()
-        rewards = _self_rewards(rows, answer_column, reward_funcs, reward_weights)
+        rewards = _self_rewards(rows, answer_column, reward_funcs, weights, threshold)
         failed += [number for number, reward in zip(numbers, rewards, strict=True) if not reward > threshold]
     failed = sorted(gather_object(failed))  # so that every process stops, and says the same
     if failed:
@@ -189,34 +205,62 @@ def check_answers(
         )
 
 
+# The answer as it is, boxed, and behind the end of a chain of thought that some reward functions require
+_COMPLETIONS = ("{}", r"\boxed{{{}}}", "<think>\n\n</think>\n\n\\boxed{{{}}}")
+
+
 def _self_rewards(
     rows: list[dict[str, Any]],
     answer_column: str,
     reward_funcs: Sequence[Callable[..., list[float | None]]],
-    reward_weights: Sequence[float] | None,
+    weights: Sequence[float],
+    threshold: float,
 ) -> list[float]:
-    """Best weighted reward of each row's answer, as it is and boxed."""
-    weights = reward_weights or [1.0] * len(reward_funcs)
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
-    conversational = is_conversational({"prompt": rows[0]["prompt"]})
+    """Best weighted reward of each row's answer; a form of completion is tried only on rows that failed the one before."""
     best = [-torch.inf] * len(rows)
-    for template in ("{}", r"\boxed{{{}}}"):
-        texts = [template.format(row[answer_column]) for row in rows]
-        completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
-        totals = [0.0] * len(rows)
-        for weight, function in zip(weights, reward_funcs, strict=True):
+    for template in _COMPLETIONS:
+        failed = [number for number, reward in enumerate(best) if not reward > threshold]
+        if failed:
+            texts = [template.format(rows[number][answer_column]) for number in failed]
+            rewards = _rewards([rows[number] for number in failed], texts, reward_funcs, weights)
+            for number, reward in zip(failed, rewards, strict=True):
+                best[number] = max(best[number], reward)
+    return best
+
+
+def _rewards(
+    rows: list[dict[str, Any]],
+    texts: list[str],
+    reward_funcs: Sequence[Callable[..., list[float | None]]],
+    weights: Sequence[float],
+) -> list[float]:
+    """Weighted rewards of completions, asked for as TRL's trainer does."""
+    conversational = is_conversational({"prompt": rows[0]["prompt"]})
+    completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
+    reserved = ("prompt", "completion", "completion_ids")
+    totals = [0.0] * len(rows)
+    for weight, function in zip(weights, reward_funcs, strict=True):
+        name = getattr(function, "__name__", repr(function))
+        try:
             rewards = function(
                 prompts=[row["prompt"] for row in rows],
                 completions=completions,
                 completion_ids=[[] for _ in rows],
-                trainer_state=None,
+                trainer_state=TrainerState(),
                 log_extra=lambda column, values: None,
                 log_metric=lambda name, value: None,
-                **columns,
+                **{key: [row[key] for row in rows] for key in rows[0] if key not in reserved},
             )
-            totals = [t + weight * (reward or 0.0) for t, reward in zip(totals, rewards, strict=True)]
-        best = [max(pair) for pair in zip(best, totals, strict=True)]
-    return best
+        except Exception as error:
+            raise ValueError(
+                f"The reward function {name!r} raised {error!r} on gold answers given as completions, the first "
+                f"{completions[0]!r}. TRL's own reward functions need conversational prompts (lists of messages) and a "
+                "column `solution`. Correct it, or set `answer_column=None` to skip this check."
+            ) from error
+        if len(rewards) != len(rows):
+            raise ValueError(f"The reward function {name!r} returned {len(rewards)} rewards for {len(rows)} completions.")
+        totals = [total + weight * (reward or 0.0) for total, reward in zip(totals, rewards, strict=True)]
+    return totals
 
 
 def filter_long_prompts(

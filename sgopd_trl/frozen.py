@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers import GenerationConfig, PreTrainedModel
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import (
@@ -77,10 +78,12 @@ def initial_student(
 
 def add_reference_adapter(model: "PeftModel") -> None:
     """Keeps a frozen copy of an adapter that was trained before as "ref", the name under which TRL keeps its own."""
-    model.add_adapter("ref", model.peft_config["default"])
+    active = model.active_adapter
+    if "ref" not in model.peft_config:
+        model.add_adapter("ref", model.peft_config[active])
     for name, parameter in model.named_parameters():
-        if ".default." in name:
-            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+        if f".{active}." in name:
+            model.get_parameter(name.replace(f".{active}.", ".ref.")).data.copy_(parameter.data)
 
 
 def register_lm_head(model: PreTrainedModel) -> None:
@@ -109,11 +112,10 @@ class FrozenModel:
         self.vocab_size = model.get_input_embeddings().num_embeddings
         self.eos_token_ids = _as_list(model.generation_config.eos_token_id)
         # Before any wrapping: the wrappers would hide the patched forward.
-        add_fused_lm_head(
-            model, temperature=trainer.temperature, cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32
-        )
+        base = model.get_base_model() if is_peft_model(model) else model
+        add_fused_lm_head(base, temperature=trainer.temperature, cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32)
         if trainer._dist.is_zero3:
-            register_lm_head(model)
+            register_lm_head(base)
         if trainer.is_deepspeed_enabled:
             self.model = prepare_deepspeed(model, trainer.accelerator)
         elif trainer.is_fsdp_enabled:

@@ -1,5 +1,6 @@
 """Phased teacher sampling inside a trainer: asks the teacher for rollouts, verifies them, hands them to the micro-steps."""
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
@@ -23,7 +24,23 @@ class PhasedTeacherSampling:
         # Optimizer steps that share one generation batch
         self.windows = args.steps_per_generation // args.gradient_accumulation_steps
         self.seeds: list[int] | None = None  # set while the teacher generates
+        self.max_completion_length = args.teacher_max_completion_length or args.max_completion_length
         self._rollouts: list[list[TeacherRollout]] = [[] for _ in range(self.windows)]
+
+    def check_checkpointing(self) -> None:
+        """The anchor is a second forward pass before the backward pass, which reentrant checkpointing cannot take.
+
+        Raises:
+            ValueError: for several processes with `use_reentrant`, where gradients would be reduced twice.
+        """
+        args = self.trainer.args
+        reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        if self.enabled and reentrant and self.trainer.accelerator.num_processes > 1:
+            raise ValueError(
+                "Phased teacher sampling on several processes does not work with reentrant gradient checkpointing "
+                f"(`gradient_checkpointing_kwargs` is {args.gradient_checkpointing_kwargs}; TRL sets it for PEFT under "
+                "ZeRO-3). Set `gradient_checkpointing=False`, choose ZeRO-2, or set `teacher_sampling_enable=False`."
+            )
 
     def alpha(self, step: int) -> float:
         """alpha(t) of optimizer step `step`, counted from 1, Eq. (3); 0 without PTS."""
@@ -53,7 +70,7 @@ class PhasedTeacherSampling:
         steps = range(trainer.state.global_step + 1, trainer.state.global_step + 1 + self.windows)
         active = [window for window, step in enumerate(steps) if self.alpha(step) > 0]
         generation = trainer.state.global_step // (self.windows * trainer.num_iterations)
-        student_prompts = args.generation_batch_size // trainer.num_generations // self.windows
+        student_prompts = Fraction(args.generation_batch_size, trainer.num_generations * self.windows)
         taken = set(gather_object([prompt_key(row["prompt"]) for row in inputs])) if active else set()
         rows, seeds, window_of = [], [], []
         for window in active:
@@ -105,7 +122,7 @@ class PhasedTeacherSampling:
         return self.trainer.teacher.generate(
             prompt_ids,
             self.seeds,
-            max_new_tokens=args.teacher_max_completion_length or args.max_completion_length,
+            max_new_tokens=self.max_completion_length,
             temperature=args.teacher_temperature,
             top_p=args.teacher_top_p,
             top_k=args.teacher_top_k,

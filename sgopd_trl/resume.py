@@ -5,6 +5,13 @@ import os
 import torch
 
 
+# With several processes on a CPU accelerate calls the device "cpu:0", and transformers loads the optimizer's state to it;
+# torch.load only knows "cpu".
+torch.serialization.register_package(
+    1000, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+)
+
+
 def _path(checkpoint: str, process_index: int) -> str:
     return os.path.join(checkpoint, f"generation_cycle_{process_index}.pt")
 

@@ -44,9 +44,9 @@ class RolloutScorer:
         rows = mask.bool().any(1)
         student = self._student_logps(batch, rows)
         with trainer.timed("teacher"):
-            self._check_vocabulary(batch, mask)
+            self._check_vocabulary("teacher", trainer.teacher.vocab_size, batch, mask)
             teacher = self._score(trainer.teacher.logps, batch, rows)
-            self._check_finite(teacher, batch, mask)
+            self._check_finite("teacher", teacher, batch, mask)
         scores = {"student_logps": student, "teacher_logps": teacher, "reference_logps": teacher}
         if trainer.router.gate == "random":
             scores["gate_coin"] = self._gate_coin(mask)
@@ -57,9 +57,10 @@ class RolloutScorer:
             consensus = any_token if "gate_coin" in scores else trainer.router.consensus(a1, a2)
             used = ((trainer.router.strengths(a1, a2, consensus) != 1) & mask.bool()).any(1)
             with trainer.timed("reference"):
-                reference = self._reference_logps(batch, used)
+                reference, scored = self._reference_logps(batch, used, rows)
+                self._check_finite("reference", reference, batch, mask * used.unsqueeze(1))
             scores["reference_logps"] = torch.where(used.unsqueeze(1), reference, teacher)
-            asked, total = trainer.accelerator.reduce(torch.stack([used.sum(), rows.sum()]), reduction="sum").tolist()
+            asked, total = trainer.accelerator.reduce(torch.stack([scored.sum(), rows.sum()]), reduction="sum").tolist()
             trainer.log_value("reference/saved_share", 1 - asked / max(total, 1))
         return scores
 
@@ -86,16 +87,20 @@ class RolloutScorer:
             return holds
         return bool(accelerator.gather(torch.tensor([holds], device=accelerator.device)).all())
 
-    def _reference_logps(self, batch: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
+    def _reference_logps(
+        self, batch: dict[str, Any], used: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the reference on the rows `used`, and the rows that were really scored for them."""
         trainer = self.trainer
         if trainer.reference is not None:
-            return self._score(trainer.reference.logps, batch, rows)
+            self._check_vocabulary("reference", trainer.reference.vocab_size, batch, used.unsqueeze(1))
+            return self._score(trainer.reference.logps, batch, used), used
         if batch.get("ref_per_token_logps") is not None:
-            return batch["ref_per_token_logps"]  # TRL's KL term has the same reference
+            return batch["ref_per_token_logps"], rows  # TRL's KL term has the same reference
         model = trainer.accelerator.unwrap_model(trainer.model)
         adapter = "ref" if "ref" in model.peft_config else None
         with use_adapter(model, adapter), self._no_checkpointing():
-            return self._score(self._policy_logps, batch, rows)
+            return self._score(self._policy_logps, batch, used), used
 
     def _policy_logps(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
         return self.trainer.per_token_logps(self.trainer.model, input_ids, attention_mask, length)
@@ -113,17 +118,16 @@ class RolloutScorer:
             coins.append(torch.rand(mask.size(1), generator=torch.Generator().manual_seed(seed)))
         return torch.stack(coins).to(mask.device)
 
-    def _check_vocabulary(self, batch: dict[str, Any], mask: torch.Tensor) -> None:
-        size = self.trainer.teacher.vocab_size
-        unknown = (batch["completion_ids"] >= size) & mask.bool()
+    def _check_vocabulary(self, role: str, size: int, batch: dict[str, Any], mask: torch.Tensor) -> None:
+        unknown = (batch["completion_ids"] >= size) & (mask * batch["completion_mask"]).bool()
         if unknown.any():
             raise ValueError(
-                f"The student sampled token {int(batch['completion_ids'][unknown][0])}, but the teacher's embedding "
+                f"The student sampled token {int(batch['completion_ids'][unknown][0])}, but the {role}'s embedding "
                 f"has {size} rows. Set `generation_kwargs={{'suppress_tokens': [...]}}` to keep the student from "
                 "sampling ids beyond its tokenizer."
             )
 
-    def _check_finite(self, logps: torch.Tensor, batch: dict[str, Any], mask: torch.Tensor) -> None:
+    def _check_finite(self, role: str, logps: torch.Tensor, batch: dict[str, Any], mask: torch.Tensor) -> None:
         bad = (~torch.isfinite(logps) & mask.bool()).nonzero()
         if len(bad):
             row, position = bad[0].tolist()
@@ -131,8 +135,8 @@ class RolloutScorer:
             decode = self.trainer.processing_class.decode
             prompt = decode(batch["prompt_ids"][row][batch["prompt_mask"][row].bool()])
             raise ValueError(
-                f"The teacher's log-probability of {len(bad)} tokens is not finite; the first is "
+                f"The {role}'s log-probability of {len(bad)} tokens is not finite; the first is "
                 f"{logps[row, position].item()} at completion position {position}, token {token} "
-                f"({decode([token])!r}), of the prompt {prompt!r}. Check the teacher's weights and dtype (float16 "
+                f"({decode([token])!r}), of the prompt {prompt!r}. Check the {role}'s weights and dtype (float16 "
                 "overflows; use bfloat16 or float32)."
             )

@@ -26,14 +26,15 @@ def teacher_alpha(step: int, phase1_end: int, phase2_end: int, alpha_0: float, a
     return 0.0
 
 
-def teacher_prompt_count(ordinal: int, student_prompts: int, ratio: float) -> int:
+def teacher_prompt_count(ordinal: int, student_prompts: int | Fraction, ratio: float) -> int:
     """Number of teacher prompts |B_T| of one optimizer step's batch (Algorithm 1, line 2).
 
     B_T is drawn in addition to B_S: |B_T| / (|B_S| + |B_T|) = rho. Where rho / (1 - rho) * |B_S| is not a whole number,
     the remainder is carried: after n batches exactly floor(n * rho / (1 - rho) * |B_S|) prompts have been drawn.
 
     Args:
-        ordinal: number of the batch, counted from 1. student_prompts: |B_S|. ratio: rho in [0, 1).
+        ordinal: number of the batch, counted from 1. student_prompts: |B_S|, a fraction where several optimizer steps
+            share a generation batch. ratio: rho in [0, 1).
     """
     rho = Fraction(ratio).limit_denominator(10**6)
     per_batch = rho / (1 - rho) * student_prompts

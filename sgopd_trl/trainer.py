@@ -36,12 +36,23 @@ from .teacher_loss import teacher_cross_entropy
 Batch = dict[str, Any]
 
 
-class EpochRepeatSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on the epoch, so that a run resumed in a later epoch finds it again."""
+class EpochSampler(Sampler):
+    """TRL's sampler with an order that depends on the epoch, so that a run resumed in a later epoch finds it again.
 
-    def set_epoch(self, epoch: int) -> None:
-        if self.shuffle and self.seed is not None:
-            self.generator.manual_seed(self.seed + epoch)
+    It asks for the epoch: accelerate's `set_epoch` does not reach a sampler on several processes.
+    """
+
+    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
+        self.sampler = sampler
+        self.epoch = epoch
+
+    def __iter__(self):
+        if self.sampler.shuffle and self.sampler.seed is not None:
+            self.sampler.generator.manual_seed(self.sampler.seed + self.epoch())
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
 
 
 class SGOPDTrainer(GRPOTrainer):
@@ -122,8 +133,9 @@ class SGOPDTrainer(GRPOTrainer):
         reference_model = reference_model if reference_model is not None else args.reference_model_name_or_path
         if teacher_model is None:
             raise ValueError("A teacher is required: pass `teacher_model` or set `teacher_model_name_or_path`.")
-        if teacher_model is model and not isinstance(model, str):
-            raise ValueError("`teacher_model` is the student itself, which trains: pass a model of its own.")
+        for role, other in (("teacher_model", teacher_model), ("reference_model", reference_model)):
+            if other is model and not isinstance(model, str):
+                raise ValueError(f"`{role}` is the student itself, which trains: pass a model of its own.")
         if processing_class is None:
             revision = (args.model_init_kwargs or {}).get("revision")
             processing_class = checks.load_student_tokenizer(model, revision, args.trust_remote_code)
@@ -132,17 +144,18 @@ class SGOPDTrainer(GRPOTrainer):
                 f"SG-OPD scores text only, but {type(processing_class).__name__} is a multimodal processor. Pass a "
                 "text model, or its tokenizer as `processing_class`."
             )
-        if teacher_processing_class is None:
-            teacher_processing_class = checks.load_teacher_tokenizer(
-                teacher_model, args.teacher_model_revision, args.trust_remote_code
+        checks.check_tokenizers(
+            processing_class, teacher_processing_class, "teacher", teacher_model, args.teacher_model_revision, args
+        )
+        if reference_model is not None:
+            checks.check_tokenizers(
+                processing_class, None, "reference", reference_model, args.reference_model_revision, args
             )
-        if teacher_processing_class is not None:
-            checks.check_tokenizers(processing_class, teacher_processing_class)
         checks.check_reward_funcs(reward_funcs, environment_factory)
+        if train_dataset is not None and (environment_factory is None or "prompt" in (train_dataset.column_names or ())):
+            train_dataset = checks.check_dataset(train_dataset, reward_funcs, processing_class, args)
         if teacher_sampling_enabled(args):
             checks.check_teacher_sampling(train_dataset, args, tools or rollout_func or environment_factory)
-        if train_dataset is not None:
-            train_dataset = checks.check_dataset(train_dataset, reward_funcs, processing_class, args)
 
         # The teacher comes first: a missing one is noticed before the rest is loaded.
         teacher_model = load_frozen(teacher_model, args.teacher_model_init_kwargs, args.teacher_model_revision, args)
@@ -156,7 +169,7 @@ class SGOPDTrainer(GRPOTrainer):
         elif not isinstance(model, str) and is_peft_model(model):
             if args.beta == 0.0:  # otherwise TRL keeps the same copy for its KL term
                 add_reference_adapter(model)
-        elif peft_config is None and (args.beta == 0.0 or args.sync_ref_model):
+        elif peft_config is None and (args.beta == 0.0 or args.sync_ref_model or not isinstance(model, str)):
             reference_model = initial_student(model, args, quantization_config)
 
         super().__init__(
@@ -181,21 +194,15 @@ class SGOPDTrainer(GRPOTrainer):
         self.reference = FrozenModel(reference_model, self) if reference_model is not None else None
         self.scorer = RolloutScorer(self)
         self.teacher_sampling = PhasedTeacherSampling(self)
+        self.teacher_sampling.check_checkpointing()
+        self._undecided: torch.Tensor | None = None  # rollouts whose group has equal rewards, of all processes
         self._teacher_loss = 0.0  # L_SLT of the optimizer step under way
         self._seconds: dict[str, float] = defaultdict(float)
 
     # What the data loader, TRL's generation and TRL's verifier call
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        sampler = super()._get_train_sampler(dataset)
-        return EpochRepeatSampler(
-            sampler.data_source,
-            sampler.mini_repeat_count,
-            sampler.batch_size,
-            sampler.repeat_count,
-            sampler.shuffle,
-            sampler.seed,
-        )
+        return EpochSampler(super()._get_train_sampler(dataset), lambda: int((self.state.epoch or 0) + 1e-6))
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         if self.teacher_sampling.seeds is not None:
@@ -214,12 +221,18 @@ class SGOPDTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if not self.args.zero_truncated_reward:
-            return rewards
-        ends = {*self.eos_token_ids, *self.teacher.eos_token_ids, self._tokenizer.pad_token_id}
-        truncated = [not ids or ids[-1] not in ends for ids in completion_ids_list]
-        truncated = self.accelerator.gather(torch.tensor(truncated, device=self.accelerator.device))
-        return torch.where(truncated.unsqueeze(1) & ~rewards.isnan(), 0.0, rewards)
+        students = self.teacher_sampling.seeds is None
+        if self.args.zero_truncated_reward:
+            limit = self.max_completion_length if students else self.teacher_sampling.max_completion_length
+            ends = {*self.eos_token_ids, *self.teacher.eos_token_ids, self._tokenizer.pad_token_id}
+            truncated = [len(ids) >= limit and ids[-1] not in ends for ids in completion_ids_list]
+            truncated = self.accelerator.gather(torch.tensor(truncated, device=self.accelerator.device))
+            rewards = torch.where(truncated.unsqueeze(1) & (rewards > 0), 0.0, rewards)  # penalties and NaN stay
+        if students:
+            size = self.num_generations if self.model.training else self.num_generations_eval
+            groups = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, size)
+            self._undecided = (groups == groups[:, :1]).all(1).repeat_interleave(size)
+        return rewards
 
     # Scoring
 
@@ -234,6 +247,10 @@ class SGOPDTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
+        # Where all rewards of a group are equal a1 is 0; TRL's arithmetic can leave a rounding error, which has a sign.
+        first = self.accelerator.process_index * len(inputs)
+        undecided = self._undecided[first : first + len(inputs)]
+        batch["advantages"] = batch["advantages"].masked_fill(undecided, 0.0)
         if self.model.training:
             self.teacher_sampling.sample(inputs)
         return batch | self.scorer.score(batch)

@@ -51,7 +51,7 @@ def test_differing_tokenizers_are_refused_with_the_tokens(folders, tmp_path, no_
     other.add_tokens(["<extra>"])
     with pytest.raises(ValueError, match=r"1 tokens differ: '<extra>' \(student absent, teacher 24\)"):
         build(folders, tmp_path, teacher_processing_class=other)
-    checks.check_tokenizers(make_tokenizer(), make_tokenizer())
+    checks.check_tokenizers(make_tokenizer(), make_tokenizer(), "teacher", "", None, None)
 
 
 def test_a_dataset_without_prompt_is_refused_with_its_columns_and_first_row(folders, tmp_path, no_loading):
@@ -129,3 +129,40 @@ def test_other_arguments_are_refused_clearly(folders, tmp_path):
         build(folders, tmp_path, model=teacher, teacher_model=teacher)
     with pytest.raises(ValueError, match="loaded Qwen3ForCausalLM was passed together with 'main'"):
         build(folders, tmp_path, teacher_model=teacher, settings={"teacher_model_revision": "main"})
+
+
+def test_a_reference_of_another_family_is_refused(folders, tmp_path, no_loading):
+    other = make_tokenizer()
+    other.add_tokens(["<extra>"])
+    tiny.make_model(tmp_path / "other", seed=2, vocab_size=25)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"Student and reference .* '<extra>' \(student absent, reference 24\)"):
+        build(folders, tmp_path, reference_model=str(tmp_path / "other"))
+
+
+def test_a_reward_function_that_fails_on_gold_answers_is_named(folders, tmp_path, no_loading):
+    rows = Dataset.from_dict({"prompt": ["51;+5="] * 64, "solution": ["56"] * 64})
+    with pytest.raises(ValueError, match=r"'accuracy_reward' raised TypeError.*need conversational prompts"):
+        build(
+            folders,
+            tmp_path,
+            train_dataset=rows,
+            reward_funcs=accuracy_reward,
+            settings={"answer_column": "solution"},
+        )
+
+
+def test_answers_are_checked_as_trl_would_ask():
+    """A reward function may read the trainer's state, and may require a chain of thought before the answer."""
+
+    def strict(completions, solution, trainer_state, **kwargs):
+        assert trainer_state.global_step == 0 and "completion" not in kwargs
+        texts = [completion[0]["content"] for completion in completions]
+        return [
+            float("</think>" in text and f"{{{gold}}}" in text) for text, gold in zip(texts, solution, strict=True)
+        ]
+
+    rows = tiny.dataset(3).add_column("completion", ["x"] * 3)
+    checks.check_answers(rows, "solution", [strict], None, 0.5)
+    with pytest.raises(ValueError, match="`reward_weights` has 2 values for 1 reward functions"):
+        checks.check_answers(rows, "solution", [strict], [1.0, 1.0], 0.5)

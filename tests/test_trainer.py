@@ -30,14 +30,14 @@ def folders(tmp_path_factory):
 
 
 def make_trainer(folders, tmp_path, teacher="teacher", *, trainer_kwargs=None, **overrides) -> SGOPDTrainer:
-    return SGOPDTrainer(
+    arguments = dict(
         model=str(folders / "student"),
         reward_funcs=tiny.even_digits_reward,
         args=tiny.make_args(tmp_path / "run", **overrides),
         train_dataset=tiny.dataset(),
         teacher_model=str(folders / teacher),
-        **(trainer_kwargs or {}),
     )
+    return SGOPDTrainer(**(arguments | (trainer_kwargs or {})))
 
 
 def train_recorded(trainer) -> list[dict]:
@@ -296,3 +296,82 @@ def test_chord_weights_scale_the_anchor(folders, tmp_path):
         trainer.train()
         losses += logged(trainer, "teacher_sampling/loss")
     assert 0 < losses[1] < losses[0] / 4
+
+
+def test_penalties_stay_on_truncated_rollouts(folders, tmp_path):
+    """Only what a truncated rollout has earned is taken; a rollout that ends without the token is not truncated."""
+    trainer = make_trainer(folders, tmp_path, zero_truncated_reward=True, max_completion_length=3)
+    trainer.reward_funcs = [lambda completions, **kwargs: [1.0, -0.5, 1.0, 1.0]]
+    eos = trainer.processing_class.eos_token_id
+    ids = [[5, 6, 7], [5, 6, 7], [5, 6], [5, 6, eos]]
+    rewards = trainer._calculate_rewards([{"prompt": "1"}] * 4, ["1"] * 4, ["a"] * 4, ids)
+    assert rewards.squeeze(1).tolist() == [0.0, -0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_groups_with_equal_rewards_are_neutral_to_the_bit(folders, tmp_path, aggregation):
+    """TRL's group mean can miss equal rewards by a rounding error, whose sign would open the gate."""
+    trainer = make_trainer(
+        folders,
+        tmp_path,
+        max_steps=1,
+        multi_objective_aggregation=aggregation,
+        teacher_sampling_enable=False,
+        num_generations=4,
+        per_device_train_batch_size=8,
+    )
+    trainer.reward_funcs = [lambda completions, **kwargs: [0.9] * 4 + [0.1, 0.7, 0.1, 0.1]]
+    (batch,) = train_recorded(trainer)[0]["batches"]
+    assert sorted((batch["outcome_advantages"] == 0).tolist()) == [False] * 4 + [True] * 4
+
+
+def test_the_ratio_holds_where_optimizer_steps_share_a_prompt(folders, tmp_path):
+    """Half a student prompt an optimizer step, rho 1/2: one teacher prompt for two steps."""
+    trainer = make_trainer(
+        folders,
+        tmp_path,
+        max_steps=4,
+        num_generations=8,
+        per_device_train_batch_size=4,
+        steps_per_generation=2,
+        teacher_sampling_filter_correct=False,
+    )
+    rollouts = [rollout for step in train_recorded(trainer) for rollout in unpad_teacher(step["batches"])]
+    assert len(rollouts) == 2
+
+
+def test_a_peft_teacher_scores_as_its_merged_self(folders, tmp_path):
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    teacher = get_peft_model(load(folders / "teacher"), config)
+    merged = copy.deepcopy(teacher).merge_and_unload()
+    trainer = make_trainer(
+        folders, tmp_path, max_steps=1, teacher_sampling_enable=False, trainer_kwargs={"teacher_model": teacher}
+    )
+    (batch,) = train_recorded(trainer)[0]["batches"]
+    rollouts = add_logps(unpad([batch]), expected=merged)
+    for row, rollout in enumerate(rollouts):
+        scored = batch["teacher_logps"][row, : len(rollout["completion"])]
+        torch.testing.assert_close(scored, rollout["expected"], atol=1e-5, rtol=1e-5)
+
+
+def test_a_trained_adapter_keeps_its_own_start_as_reference(folders, tmp_path):
+    """A PeftModel that was trained before: the reference is base plus adapter, not the base alone."""
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    student = get_peft_model(load(folders / "student"), config)
+    initial = copy.deepcopy(student).merge_and_unload()
+    trainer = make_trainer(
+        folders, tmp_path, teacher_sampling_enable=False, trainer_kwargs={"model": student}, learning_rate=0.1
+    )
+    batch = train_recorded(trainer)[1]["batches"][0]
+    rollouts = add_logps(unpad([batch]), expected=initial)
+    asked = (batch["reference_logps"] != batch["teacher_logps"]).any(1)
+    assert asked.any()
+    for row in asked.nonzero().squeeze(1).tolist():
+        scored = batch["reference_logps"][row, : len(rollouts[row]["completion"])]
+        torch.testing.assert_close(scored, rollouts[row]["expected"], atol=1e-5, rtol=1e-5)
