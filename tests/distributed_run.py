@@ -155,6 +155,8 @@ def settings(variant: str, output_dir: Path, num_processes: int = 1, **changes) 
         teacher_sft_alpha_0=0.5,
         # So few that processes differ in the number of their scoring passes
         scoring_tokens_per_batch=64,
+        # Two forward passes before a backward pass must get along with it
+        gradient_checkpointing=variant == "plain",
     )
     if variant == "random":
         overrides |= dict(gate="random", teacher_sft_reduction="sequence_mean", teacher_sft_phi="chord")
