@@ -1,4 +1,4 @@
-"""The sweeps on the miniature that chose the defaults the paper does not give: alpha_0, tau, the teacher loss's reduction.
+"""The sweeps on the miniature that chose the defaults the paper does not give: alpha_0, tau and lambda_base.
 
 Student `noisy`, teacher `nine`, 50 steps of 8 prompts x 8 samples, SG-OPD's other settings at their defaults. Each run is one
 line of the output file, so an interrupted study goes on where it stopped:
@@ -20,8 +20,7 @@ from rich.table import Table
 
 SWEEPS = {
     "alpha_0": [{"teacher_sft_alpha_0": value} for value in (0.0, 0.03, 0.1, 0.3, 1.0)],
-    "tau": [{"stability_tau": value} for value in (0.5, 1.0, 2.0, 5.0, None)],
-    "reduction": [{"teacher_sft_reduction": value} for value in ("token_mean", "sequence_mean")],
+    "tau": [{"stability_tau": value} for value in (1.0, 2.0, 5.0, 10.0, 20.0, None)],
     "lambda_base": [{"disagree_mode": "preserve", "lambda_base": value} for value in (1.0, 1.25)],
     "controls": [
         {"sign_gated_extrapolation": False, "teacher_sampling_enable": False},

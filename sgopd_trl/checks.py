@@ -258,7 +258,9 @@ def _rewards(
                 "column `solution`. Correct it, or set `answer_column=None` to skip this check."
             ) from error
         if len(rewards) != len(rows):
-            raise ValueError(f"The reward function {name!r} returned {len(rewards)} rewards for {len(rows)} completions.")
+            raise ValueError(
+                f"The reward function {name!r} returned {len(rewards)} rewards for {len(rows)} completions."
+            )
         totals = [total + weight * (reward or 0.0) for total, reward in zip(totals, rewards, strict=True)]
     return totals
 

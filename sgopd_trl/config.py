@@ -126,13 +126,13 @@ class SGOPDConfig(GRPOConfig):
         },
     )
     stability_tau: float | None = field(
-        default=2.0,
-        metadata={"help": "tau, in nats, of the stability weight phi of Eq. (9); None switches phi off. Ours: 2.0."},
+        default=10.0,
+        metadata={"help": "tau, in nats, of the stability weight phi of Eq. (9); None switches phi off. Ours: 10."},
     )
     zero_truncated_reward: bool = field(
         default=True,
         metadata={
-            "help": "Give truncated completions the verifier reward 0; the teacher's signal on them is kept. Ours "
+            "help": "Give truncated completions the verifier reward 0 (penalties stay); the teacher's signal on them is kept. Ours "
             "(docs/method.md, deviation 8)."
         },
     )

@@ -152,7 +152,9 @@ class SGOPDTrainer(GRPOTrainer):
                 processing_class, None, "reference", reference_model, args.reference_model_revision, args
             )
         checks.check_reward_funcs(reward_funcs, environment_factory)
-        if train_dataset is not None and (environment_factory is None or "prompt" in (train_dataset.column_names or ())):
+        if train_dataset is not None and (
+            environment_factory is None or "prompt" in (train_dataset.column_names or ())
+        ):
             train_dataset = checks.check_dataset(train_dataset, reward_funcs, processing_class, args)
         if teacher_sampling_enabled(args):
             checks.check_teacher_sampling(train_dataset, args, tools or rollout_func or environment_factory)

@@ -158,9 +158,7 @@ def test_answers_are_checked_as_trl_would_ask():
     def strict(completions, solution, trainer_state, **kwargs):
         assert trainer_state.global_step == 0 and "completion" not in kwargs
         texts = [completion[0]["content"] for completion in completions]
-        return [
-            float("</think>" in text and f"{{{gold}}}" in text) for text, gold in zip(texts, solution, strict=True)
-        ]
+        return [float("</think>" in text and f"{{{gold}}}" in text) for text, gold in zip(texts, solution, strict=True)]
 
     rows = tiny.dataset(3).add_column("completion", ["x"] * 3)
     checks.check_answers(rows, "solution", [strict], None, 0.5)

@@ -93,7 +93,15 @@ def test_two_processes_resumed_in_the_second_epoch(folders, tmp_path):
     tiny.dataset(8).to_json(tmp_path / "data.jsonl")
 
     def train(output, *extra):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(DDP), "--num_processes", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(DDP),
+            "--num_processes",
+            "2",
+        ]
         command += ["--main_process_port", "0", "-m", "sgopd_trl.cli", "train", "--output_dir", str(output)]
         settings = dict(
             model_name_or_path=folders / "student",

@@ -71,6 +71,7 @@ def make_args(output_dir: Path | str, **overrides) -> SGOPDConfig:
         teacher_sampling_phase1_end_frac=1.0,
         teacher_sampling_phase2_end_frac=1.0,
         zero_truncated_reward=False,
+        stability_tau=2.0,
     )
     return SGOPDConfig(**(settings | overrides))
 
