@@ -13,14 +13,6 @@ from sgopd_trl.miniature import make_tokenizer
 from sgopd_trl.rewards import exact_answer_reward
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    tiny.make_model(root / "student", seed=0)
-    tiny.make_model(root / "teacher", seed=1)
-    return root
-
-
 @pytest.fixture
 def no_loading(monkeypatch):
     """Fails a test in which a model is loaded before the refusal."""

@@ -17,14 +17,6 @@ from sgopd_trl import SGOPDTrainer
 DDP = Path(__file__).parents[1] / "recipes" / "accelerate_configs" / "ddp.yaml"
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    tiny.make_model(root / "student", seed=0)
-    tiny.make_model(root / "teacher", seed=1)
-    return root
-
-
 class Killed(Exception):
     pass
 
