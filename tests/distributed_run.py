@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object, set_seed
 from peft import LoraConfig
+from tiny import dataset, even_digits_reward, make_args
 from transformers import TrainerCallback
 
 from sgopd_trl import SGOPDConfig, SGOPDTrainer
 from sgopd_trl.rollout_scoring import valid_tokens
 from sgopd_trl.seeded_sampling import rollout_seed
-from tests.tiny import dataset, even_digits_reward, make_args
 
 
 STEPS = 3

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from distributed_run import MICRO_STEPS, ROWS, STEPS, FixedRollouts, Keep, settings
 from safetensors.torch import load_file
-
-from tests.distributed_run import MICRO_STEPS, ROWS, STEPS, FixedRollouts, Keep, settings
-from tests.tiny import dataset, even_digits_reward, make_model
+from tiny import dataset, even_digits_reward, make_model
 
 
 ROOT = Path(__file__).resolve().parents[1]
