@@ -507,7 +507,7 @@ def test_a_process_that_fails_fails_the_command(tmp_path):
         "import os\n"
         "from sgopd_trl.rewards import exact_answer_reward\n"
         "def reward(completions, solution, trainer_state=None, **kwargs):\n"
-        "    if trainer_state is not None and os.environ['RANK'] == '1':\n"
+        "    if trainer_state.max_steps > 0 and os.environ['RANK'] == '1':  # not when the golds are checked\n"
         "        raise RuntimeError('boom')\n"
         "    return exact_answer_reward(completions, solution)\n"
     )

@@ -100,7 +100,8 @@ def test_a_flipped_sign_drives_the_miniature_away_from_its_teacher(tmp_path, mon
         teacher_model=str(checkpoint_path("nine")),
     )
     trainer.train()
-    kl = [line["reverse_kl"] for line in trainer.state.log_history if "reverse_kl" in line]
+    sign = -1 if flipped else 1  # the estimate is logged from the same, patched a2
+    kl = [sign * line["reverse_kl"] for line in trainer.state.log_history if "reverse_kl" in line]
     score = evaluate(
         trainer.model,
         trainer.processing_class,
