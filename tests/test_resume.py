@@ -10,11 +10,22 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+from trl.trainer.utils import RepeatSampler
 
 from sgopd_trl import SGOPDTrainer
+from sgopd_trl.trainer import EpochSampler
 
 
 DDP = Path(__file__).parents[1] / "recipes" / "accelerate_configs" / "ddp.yaml"
+
+
+def test_every_epoch_has_an_order_of_its_own_and_finds_it_again():
+    def order(epoch):
+        return list(EpochSampler(RepeatSampler(range(16), mini_repeat_count=1, batch_size=4, seed=3), lambda: epoch))
+
+    assert order(0) == list(RepeatSampler(range(16), mini_repeat_count=1, batch_size=4, seed=3))  # TRL's own
+    assert order(1) == order(1)
+    assert order(0) != order(1) != order(2)
 
 
 class Killed(Exception):
