@@ -1,0 +1,3 @@
+"""Teachers: one protocol, and what stands behind it."""
+
+from .protocol import SamplingSettings, Teacher, TeacherError
