@@ -1,7 +1,8 @@
 """Checks of a run's data, tokenizers and verifier, made before anything expensive starts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,15 @@ def load_student_tokenizer(model: str | PreTrainedModel, revision: str | None, t
     )
 
 
+@contextmanager
+def cannot_load(what: str) -> Iterator[None]:
+    """Says what could not be loaded: without a connection the Hub's own message does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{what} cannot be loaded: {error}") from error
+
+
 def load_teacher_tokenizer(
     model: str | PreTrainedModel, revision: str | None, trust_remote_code: bool, role: str = "teacher"
 ) -> PreTrainedTokenizerBase | None:
@@ -43,7 +53,8 @@ def load_teacher_tokenizer(
             "the teacher, pass `teacher_processing_class` to have it checked."
         )
         return None
-    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    with cannot_load(f"The {role} {name}"):
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def check_tokenizers(
@@ -265,6 +276,60 @@ def _rewards(
     return totals
 
 
+def prompt_length(
+    prompt: str | list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None
+) -> int:
+    """Tokens of a prompt, chat template included."""
+    if not is_conversational({"prompt": prompt}):
+        return len(tokenizer(text=prompt)["input_ids"])
+    return len(
+        tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
+        )["input_ids"]
+    )
+
+
+def longest_prompt(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None
+) -> int:
+    """Tokens of the dataset's longest prompt, chat template included."""
+    progress = tqdm(dataset["prompt"], desc="Prompt lengths", disable=len(dataset) < 5000)
+    return max((prompt_length(prompt, tokenizer, chat_template_kwargs) for prompt in progress), default=0)
+
+
+def each_dataset(datasets: Any) -> list[Any]:
+    """The datasets of what `Trainer` takes as `eval_dataset`: none, one, or a mapping of several."""
+    return [] if datasets is None else list(datasets.values()) if isinstance(datasets, dict) else [datasets]
+
+
+def check_teacher_column(dataset: Dataset | IterableDataset | None, names: Sequence[str]) -> None:
+    """With several teachers, every row must name one of them in its column `teacher`.
+
+    Args:
+        names: of the run's teachers. A single one needs no column.
+
+    Raises:
+        ValueError: with the names that are unknown and the first row that has one. A streamed dataset is not looked
+            through; there an unknown name stops the run when it is met.
+    """
+    if len(names) == 1 or dataset is None:
+        return
+    columns = dataset.column_names or list(next(iter(dataset)))
+    if "teacher" not in columns:
+        raise ValueError(
+            f"With several teachers ({', '.join(names)}) the dataset needs a column `teacher` that names each row's; it "
+            f"has {columns}."
+        )
+    if isinstance(dataset, Dataset):
+        unknown = sorted({str(name) for name in dataset.unique("teacher")} - set(names))
+        if unknown:
+            row = next(n for n, name in enumerate(dataset["teacher"]) if str(name) in unknown)
+            raise ValueError(
+                f"The column `teacher` names {unknown[:_SHOWN]} (first in row {row}), but the run's teachers are "
+                f"{list(names)}. Correct the column, or add the teacher to `teachers`."
+            )
+
+
 def filter_long_prompts(
     dataset: Dataset | IterableDataset,
     max_prompt_length: int | None,
@@ -283,13 +348,7 @@ def filter_long_prompts(
         return dataset, 0
 
     def fits(prompt: str | list[dict[str, str]]) -> bool:
-        if is_conversational({"prompt": prompt}):
-            ids = tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
-            )["input_ids"]
-        else:
-            ids = tokenizer(text=prompt)["input_ids"]
-        return len(ids) <= max_prompt_length
+        return prompt_length(prompt, tokenizer, chat_template_kwargs) <= max_prompt_length
 
     if isinstance(dataset, IterableDataset):
         return dataset.filter(fits, input_columns=["prompt"]), None

@@ -8,10 +8,11 @@ from trl import GRPOConfig
 from .advantages import DISAGREE_MODES, GATES, NEUTRAL_MODES
 from .routing import Router
 from .teacher_loss import TEACHER_PHIS, TEACHER_REDUCTIONS
+from .teachers.config import TeacherConfig
 
 
 @dataclass
-class SGOPDConfig(GRPOConfig):
+class SGOPDConfig(TeacherConfig, GRPOConfig):
     r"""
     Configuration of [`SGOPDTrainer`]: every argument of [`~trl.GRPOConfig`], and those below.
 
@@ -25,7 +26,11 @@ class SGOPDConfig(GRPOConfig):
     >   `vllm_importance_sampling_clip_max`: `5.0` instead of `3.0` (Appendix C, "rollout-importance correction").
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["teacher_model_init_kwargs", "reference_model_init_kwargs"]
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + [
+        "teacher_model_init_kwargs",
+        "teachers",
+        "reference_model_init_kwargs",
+    ]
 
     # Parameters whose default values are overridden from GRPOConfig
     loss_type: str = field(
@@ -43,20 +48,7 @@ class SGOPDConfig(GRPOConfig):
         default=5.0, metadata={"help": "Upper bound of the importance-sampling ratio. Appendix C: 5.0."}
     )
 
-    # Parameters that control the teacher and the reference
-    teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Teacher pi*: Hub id or directory. Used when `teacher_model` is not passed."}
-    )
-    teacher_model_revision: str | None = field(
-        default=None, metadata={"help": "Revision of the teacher (branch, tag or commit)."}
-    )
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Keyword arguments for `from_pretrained` of the teacher. `dtype` defaults to 'float32', as the "
-            "student's does."
-        },
-    )
+    # Parameters that control the reference; those of the teachers are in TeacherConfig
     reference_model_name_or_path: str | None = field(
         default=None,
         metadata={
@@ -231,6 +223,7 @@ class SGOPDConfig(GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_teachers()
         for name, allowed in (
             ("gate", GATES),
             ("disagree_mode", DISAGREE_MODES),

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,7 @@ from trl.trainer.utils import (
     pad,
 )
 
+from .offload import HostCopy, check_offload
 from .seeded_sampling import sampling_processors
 
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from .config import SGOPDConfig
+    from .teachers import SamplingSettings
     from .trainer import SGOPDTrainer
 
 
@@ -101,16 +105,23 @@ def register_lm_head(model: PreTrainedModel) -> None:
 
 
 class FrozenModel:
-    """A frozen causal language model of a trainer: the teacher, or the reference.
+    """A frozen causal language model of a trainer: a teacher, or the reference.
 
     Args:
         model: from `load_frozen`. trainer: the trainer whose accelerator, precision and temperature it works with.
+        role: "teacher" or "reference", for messages. offload: keep the weights in host memory between calls.
+
+    Raises:
+        ValueError: for `offload` where the weights are partitioned or quantized.
     """
 
-    def __init__(self, model: PreTrainedModel, trainer: "SGOPDTrainer"):
+    def __init__(self, model: PreTrainedModel, trainer: "SGOPDTrainer", role: str, offload: bool = False):
         self.trainer = trainer
+        self.role = role
         self.vocab_size = model.get_input_embeddings().num_embeddings
-        self.eos_token_ids = _as_list(model.generation_config.eos_token_id)
+        self.eos_token_ids = eos_token_ids(model)
+        if offload:
+            check_offload(model, trainer)
         # Before any wrapping: the wrappers would hide the patched forward.
         base = model.get_base_model() if is_peft_model(model) else model
         add_fused_lm_head(base, temperature=trainer.temperature, cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32)
@@ -122,27 +133,39 @@ class FrozenModel:
             self.model = prepare_fsdp(model, trainer.accelerator)
         else:
             self.model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
+        self.on_device = HostCopy(model, trainer.accelerator.device) if offload else nullcontext()
 
-    def logps(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
-        """Log-probabilities, in nats at the sampling temperature, of the last `logits_to_keep` tokens: (b, l)."""
-        return self.trainer.per_token_logps(self.model, input_ids, attention_mask, logits_to_keep)
+    def score(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Log-probability of each completion token, in nats at the sampling temperature: b tensors (l_i,).
+
+        Collective: every process must call it at the same time, with as many sequences as it has.
+
+        Raises:
+            ValueError: for a token that the model's embedding does not have.
+        """
+        for row, ids in enumerate(completion_ids):
+            if len(ids) > 0 and max(ids) >= self.vocab_size:
+                position = next(i for i, token in enumerate(ids) if token >= self.vocab_size)
+                raise ValueError(
+                    f"The student sampled token {ids[position]} (completion {row}, position {position}), but the "
+                    f"{self.role}'s embedding has {self.vocab_size} rows. Set `generation_kwargs={{'suppress_tokens': "
+                    "[...]}` to keep the student from sampling ids beyond its tokenizer."
+                )
+        trainer = self.trainer
+        with self.on_device:
+            return trainer.scorer.in_batches(
+                lambda *batch: trainer.per_token_logps(self.model, *batch), prompt_ids, completion_ids
+            )
 
     def generate(
-        self,
-        prompt_ids: list[list[int]],
-        seeds: Sequence[int],
-        *,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        top_k: int,
+        self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: "SamplingSettings"
     ) -> list[list[int]]:
         """One rollout a prompt, each from its own seed and cut after its end-of-sequence token.
 
-        Collective: under ZeRO-3 and FSDP every process must call it, with the same number of prompts.
+        Collective: under ZeRO-3 and FSDP every process must call it, if need be without a prompt.
 
         Args:
-            prompt_ids: b lists of token ids. seeds: (b,). max_new_tokens: tokens. temperature: 0 is greedy.
+            prompt_ids: b lists of token ids. seeds: (b,). settings: how to sample.
 
         Returns:
             b lists of token ids.
@@ -150,11 +173,16 @@ class FrozenModel:
         trainer = self.trainer
         tokenizer = trainer._tokenizer
         eos = sorted({*trainer.eos_token_ids, *self.eos_token_ids})
-        tensors = [torch.tensor(ids) for ids in prompt_ids]
+        if not prompt_ids:  # the other processes' passes need this one
+            prompts, seeds, settings = [[tokenizer.pad_token_id]], [0], replace(settings, max_new_tokens=1)
+        else:
+            prompts = prompt_ids
+        tensors = [torch.tensor(ids) for ids in prompts]
         input_ids = pad(tensors, padding_value=tokenizer.pad_token_id, padding_side="left")
         attention_mask = pad([torch.ones_like(t) for t in tensors], padding_value=0, padding_side="left")
         vocab_size = min(len(tokenizer), self.vocab_size)
         with (
+            self.on_device,
             unwrap_model_for_generation(
                 self.model, trainer.accelerator, gather_deepspeed3_params=trainer.args.ds3_gather_for_generation
             ) as model,
@@ -167,7 +195,7 @@ class FrozenModel:
                 attention_mask=attention_mask.to(trainer.accelerator.device),
                 # Greedy over the drawn tokens; every other setting neutral, so that none of the model's own is merged in
                 generation_config=GenerationConfig(
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=settings.max_new_tokens,
                     do_sample=False,
                     num_beams=1,
                     temperature=1.0,
@@ -178,9 +206,9 @@ class FrozenModel:
                     eos_token_id=eos,
                     disable_compile=True,
                 ),
-                logits_processor=sampling_processors(seeds, max_new_tokens, vocab_size, temperature, top_p, top_k),
+                logits_processor=sampling_processors(seeds, settings, vocab_size),
             )
-        return [_cut(ids, eos) for ids in output[:, input_ids.size(1) :].tolist()]
+        return [_cut(ids, eos) for ids in output[: len(prompt_ids), input_ids.size(1) :].tolist()]
 
 
 def _cut(ids: list[int], eos_token_ids: list[int]) -> list[int]:
@@ -189,5 +217,7 @@ def _cut(ids: list[int], eos_token_ids: list[int]) -> list[int]:
     return ids[: end + 1]
 
 
-def _as_list(token_ids: int | list[int] | None) -> list[int]:
+def eos_token_ids(model: PreTrainedModel) -> list[int]:
+    """The tokens that end a model's generations."""
+    token_ids = model.generation_config.eos_token_id
     return [] if token_ids is None else [token_ids] if isinstance(token_ids, int) else list(token_ids)

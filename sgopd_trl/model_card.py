@@ -48,11 +48,15 @@ def add_method_section(path: str | Path, args: "SGOPDConfig", state: TrainerStat
 
 
 def _section(args: Any, state: TrainerState) -> str:
-    from .config import SGOPDConfig  # the trainer imports this module
+    from .config import SGOPDConfig, TeacherConfig  # the trainer imports this module
 
-    # Loading arguments may hold a token
-    names = [name for name in SGOPDConfig.__annotations__ if not name.endswith("_init_kwargs")]
-    settings = "\n".join(f"| `{name}` | `{getattr(args, name)}` |" for name in names)
+    # Loading arguments may hold a token, and addresses are nobody else's business
+    names = [*TeacherConfig.__annotations__, *SGOPDConfig.__annotations__]
+    values = {name: getattr(args, name) for name in names if not name.endswith(("_init_kwargs", "_server_url"))}
+    values["teachers"] = args.teachers and [
+        (name, settings.get("model_name_or_path")) for name, settings in args.teachers.items()
+    ]
+    settings = "\n".join(f"| `{name}` | `{value}` |" for name, value in values.items())
     figures = [f"| optimizer steps | {state.global_step} |"]
     for name, meaning in _FIGURES.items():
         values = [logs[name] for logs in state.log_history if name in logs]

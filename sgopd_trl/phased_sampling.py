@@ -1,13 +1,16 @@
-"""Phased teacher sampling inside a trainer: asks the teacher for rollouts, verifies them, hands them to the micro-steps."""
+"""Phased teacher sampling inside a trainer: which prompts the teacher answers at each step, and who trains on it."""
 
+from collections.abc import Collection
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
+from .rollout_bank import BankRollout
 from .schedule import phase_end, teacher_alpha, teacher_prompt_count
 from .seeded_sampling import rollout_seed
-from .teacher_sampling import TeacherRollout, draw_teacher_prompts, prompt_key, teacher_batches
+from .teacher_rollouts import PendingRollouts, TeacherPrompt, TeacherRollouts
+from .teacher_sampling import draw_teacher_prompts, prompt_key, teacher_batches
 
 
 if TYPE_CHECKING:
@@ -23,9 +26,9 @@ class PhasedTeacherSampling:
         self.enabled = teacher_sampling_enabled(args)
         # Optimizer steps that share one generation batch
         self.windows = args.steps_per_generation // args.gradient_accumulation_steps
-        self.seeds: list[int] | None = None  # set while the teacher generates
-        self.max_completion_length = args.teacher_max_completion_length or args.max_completion_length
-        self._rollouts: list[list[TeacherRollout]] = [[] for _ in range(self.windows)]
+        self.rollouts = TeacherRollouts(trainer) if self.enabled else None
+        self._pending: tuple[PendingRollouts, list[int]] | None = None
+        self._rollouts: list[list[BankRollout]] = [[] for _ in range(self.windows)]
 
     def check_checkpointing(self) -> None:
         """The anchor is a second forward pass before the backward pass, which reentrant checkpointing cannot take.
@@ -55,78 +58,68 @@ class PhasedTeacherSampling:
             args.teacher_sft_alpha_end,
         )
 
-    def sample(self, inputs: list[dict[str, Any]]) -> None:
-        """Draws B_T for each optimizer step of a generation batch and has the teacher answer it (Algorithm 1).
+    def draw(self, global_step: int, student_prompts: Collection[str]) -> list[list[TeacherPrompt]]:
+        """B_T of each optimizer step that the generation batch after `global_step` serves (Algorithm 1).
 
-        Every process ends up with the same rollouts, and with all of them.
+        Depends on the seed and the step alone.
+
+        Args:
+            global_step: finished optimizer steps. student_prompts: `prompt_key` of each prompt of B_S.
+        """
+        trainer, args = self.trainer, self.trainer.args
+        generation = global_step // (self.windows * trainer.num_iterations)
+        count_s = Fraction(args.generation_batch_size, trainer.num_generations * self.windows)
+        taken = set(student_prompts)
+        windows: list[list[TeacherPrompt]] = []
+        for window in range(self.windows):
+            if self.alpha(global_step + 1 + window) == 0:
+                windows.append([])
+                continue
+            ordinal = generation * self.windows + window + 1
+            count = teacher_prompt_count(ordinal, count_s, args.teacher_sampling_ratio)
+            rows = draw_teacher_prompts(trainer.train_dataset, count, taken, args.seed, ordinal)
+            taken.update(prompt_key(row["prompt"]) for row in rows)
+            numbers = [rollout_seed(args.seed, "number", ordinal, place) for place in range(count)]
+            windows.append(
+                [TeacherPrompt(row, n % args.teacher_rollouts_per_prompt) for row, n in zip(rows, numbers, strict=True)]
+            )
+        return windows
+
+    def begin(self, inputs: list[dict[str, Any]]) -> None:
+        """Draws the teacher's prompts, looks into the bank, and asks the teacher for the rollouts that are not there.
 
         Args:
             inputs: this process's rows of B_S.
         """
         if not self.enabled:
             return
-        trainer, args, accelerator = self.trainer, self.trainer.args, self.trainer.accelerator
         self._rollouts = [[] for _ in range(self.windows)]
-        steps = range(trainer.state.global_step + 1, trainer.state.global_step + 1 + self.windows)
-        active = [window for window, step in enumerate(steps) if self.alpha(step) > 0]
-        generation = trainer.state.global_step // (self.windows * trainer.num_iterations)
-        student_prompts = Fraction(args.generation_batch_size, trainer.num_generations * self.windows)
-        taken = set(gather_object([prompt_key(row["prompt"]) for row in inputs])) if active else set()
-        rows, seeds, window_of = [], [], []
-        for window in active:
-            ordinal = generation * self.windows + window + 1
-            count = teacher_prompt_count(ordinal, student_prompts, args.teacher_sampling_ratio)
-            drawn = draw_teacher_prompts(trainer.train_dataset, count, taken, args.seed, ordinal)
-            taken.update(prompt_key(row["prompt"]) for row in drawn)
-            rows += drawn
-            seeds += [rollout_seed(args.seed, "teacher", ordinal, number) for number in range(count)]
-            window_of += [window] * count
+        step = self.trainer.state.global_step
+        active = any(self.alpha(step + 1 + window) > 0 for window in range(self.windows))
+        keys = set(gather_object([prompt_key(row["prompt"]) for row in inputs])) if active else set()
+        windows = self.draw(step, keys)
+        prompts = [prompt for window in windows for prompt in window]
+        self._pending = self.rollouts.ask(prompts), [n for n, window in enumerate(windows) for _ in window]
 
-        verified = used = 0
-        if rows:
-            # Every process generates for as many prompts; what it repeats to get there is dropped again.
-            share = -(-len(rows) // accelerator.num_processes)
-            numbers = [accelerator.process_index * share + i for i in range(share)]
-            mine = [number % len(rows) for number in numbers]
-            generated = self._generate([rows[i] for i in mine], [seeds[i] for i in mine])
-            for number, rollout in gather_object(list(zip(numbers, generated, strict=True))):
-                if number >= len(rows):
-                    continue
-                verified += rollout.correct
-                if rollout.correct or not args.teacher_sampling_filter_correct:
-                    used += len(rollout.completion_ids)
-                    self._rollouts[window_of[number]].append(rollout)
-        trainer.log_value("teacher_sampling/asked", len(rows) / self.windows)
-        trainer.log_value("teacher_sampling/verified", verified / self.windows)
-        trainer.log_value("teacher_sampling/tokens", used / self.windows)
-
-    def _generate(self, rows: list[dict[str, Any]], seeds: list[int]) -> list[TeacherRollout]:
-        """One judged rollout of the teacher a row, through TRL's own tokenizing, decoding and rewards."""
-        trainer = self.trainer
-        prompts = [row["prompt"] for row in rows]
-        self.seeds = seeds
-        try:
-            with trainer.logs_set_aside():
-                prompt_ids, completion_ids, _, completions, *_ = trainer._generate(prompts)
-                rewards = trainer._calculate_rewards(rows, prompts, completions, completion_ids)
-        finally:
-            self.seeds = None
-        first = trainer.accelerator.process_index * len(rows)
-        total = (rewards * trainer.reward_weights.to(rewards.device)).nansum(1)[first : first + len(rows)]
-        correct = (total > trainer.args.correct_reward_threshold).tolist()
-        return [TeacherRollout(*rollout) for rollout in zip(prompt_ids, completion_ids, correct, strict=True)]
-
-    def completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
-        """The teacher's completions of the prompts `sample` is waiting for, with the teacher's own sampling settings."""
-        args = self.trainer.args
-        return self.trainer.teacher.generate(
-            prompt_ids,
-            self.seeds,
-            max_new_tokens=self.max_completion_length,
-            temperature=args.teacher_temperature,
-            top_p=args.teacher_top_p,
-            top_k=args.teacher_top_k,
-        )
+    def finish(self) -> None:
+        """Waits for the rollouts that `begin` asked for. Every process ends up with all of them."""
+        if not self.enabled:
+            return
+        pending, window_of = self._pending
+        self._pending = None
+        rollouts = self.rollouts.collect(pending)
+        used = [r.correct or not self.trainer.args.teacher_sampling_filter_correct for r in rollouts]
+        for rollout, window, is_used in zip(rollouts, window_of, used, strict=True):
+            if is_used:
+                self._rollouts[window].append(rollout)
+        tokens = sum(len(rollout.completion_ids) for window in self._rollouts for rollout in window)
+        for name, total in (
+            ("asked", len(pending.missing)),
+            ("from_bank", len(rollouts) - len(pending.missing)),
+            ("verified", sum(rollout.correct for rollout in rollouts)),
+            ("tokens", tokens),
+        ):
+            self.trainer.step_log.value(f"teacher_sampling/{name}", total / self.windows)
 
     def attach(self, micro_batches: list[dict[str, Any]], window: int) -> list[dict[str, Any]]:
         """The micro-batches of one optimizer step, each with this process's share of its teacher rollouts, or `None`."""

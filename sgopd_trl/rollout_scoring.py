@@ -1,13 +1,14 @@
 """Scores one generation batch under student, teacher and reference, each only where it is needed."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from .advantages import reverse_kl_advantage
-from .scoring import LogpsFunction, score_rollouts
+from .overlap import TeacherCall
+from .scoring import LogpsFunction, score_sequences, stack_scores
 from .seeded_sampling import rollout_seed
 
 
@@ -25,50 +26,93 @@ class RolloutScorer:
 
     def __init__(self, trainer: "SGOPDTrainer"):
         self.trainer = trainer
+        self._teacher_call: TeacherCall | None = None
+
+    def ask_ahead(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> None:
+        """Has a teacher that runs elsewhere begin to score the student's rollouts, while the trainer goes on.
+
+        Args:
+            prompt_ids, completion_ids: B lists of token ids.
+        """
+        trainer = self.trainer
+        if not trainer.teacher.runs_elsewhere:
+            return
+        if trainer.mask_truncated_completions:  # nothing of them is trained on
+            ends = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}
+            completion_ids = [ids if ids[-1] in ends else [] for ids in completion_ids]
+        self._teacher_call = self._call_teacher(prompt_ids, completion_ids)
+
+    def _call_teacher(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> TeacherCall:
+        trainer, names = self.trainer, self.trainer.teacher_names
+        return TeacherCall(
+            lambda: trainer.teacher.score(prompt_ids, completion_ids, temperature=trainer.temperature, names=names),
+            background=trainer.teacher.runs_elsewhere,
+        )
 
     def score(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Log-probabilities, in nats at the sampling temperature, of every completion token.
+
+        Student and reference are scored here while a teacher that runs elsewhere is still at work.
 
         Args:
             batch: what TRL's `_generate_and_score_completions` returns.
 
         Returns:
             `student_logps`, `teacher_logps` and `reference_logps`, each (B, L), and `gate_coin` (B, L) for the random
-            gate. Where no token of a sequence is extrapolated, the reference is not asked and stands at the teacher's.
+            gate. Where no token of a sequence can be extrapolated, the reference is not asked and stands at the
+            teacher's.
 
         Raises:
-            ValueError: when the teacher cannot score a token, naming the prompt and the position.
+            ValueError: when a model cannot score a token, naming the prompt and the position.
+            TeacherError: when the teacher does not answer.
         """
         trainer = self.trainer
         mask = valid_tokens(batch)
         rows = mask.bool().any(1)
-        student = self._student_logps(batch, rows)
-        with trainer.timed("teacher"):
-            self._check_vocabulary("teacher", trainer.teacher.vocab_size, batch, mask)
-            teacher = self._score(trainer.teacher.logps, batch, rows)
-            self._check_finite("teacher", teacher, batch, mask)
-        scores = {"student_logps": student, "teacher_logps": teacher, "reference_logps": teacher}
-        if trainer.router.gate == "random":
-            scores["gate_coin"] = self._gate_coin(mask)
+        scores = {"student_logps": self._student_logps(batch, rows)}
+        coin = self._gate_coin(mask) if trainer.router.gate == "random" else None
+        used = rows & trainer.router.may_extrapolate(batch["advantages"])
         if trainer.router.uses_reference:
-            a1, a2 = batch["advantages"], reverse_kl_advantage(teacher, student)
-            # A coin may call any token consensus; the other gates are known before the reference is asked.
-            any_token = torch.ones_like(mask, dtype=torch.bool)
-            consensus = any_token if "gate_coin" in scores else trainer.router.consensus(a1, a2)
-            used = ((trainer.router.strengths(a1, a2, consensus) != 1) & mask.bool()).any(1)
-            with trainer.timed("reference"):
+            with trainer.step_log.timed("reference"):
                 reference, scored = self._reference_logps(batch, used, rows)
                 self._check_finite("reference", reference, batch, mask * used.unsqueeze(1))
-            scores["reference_logps"] = torch.where(used.unsqueeze(1), reference, teacher)
             asked, total = trainer.accelerator.reduce(torch.stack([scored.sum(), rows.sum()]), reduction="sum").tolist()
-            trainer.log_value("reference/saved_share", 1 - asked / max(total, 1))
-        return scores
+            trainer.step_log.value("reference/saved_share", 1 - asked / max(total, 1))
+        call = self._teacher_call or self._call_teacher(*_as_lists(batch, rows))
+        self._teacher_call = None
+        with trainer.step_log.teacher("teacher", call):
+            answers = call.result(trainer.accelerator)
+        teacher = stack_scores(answers, batch["completion_ids"]) * batch["completion_mask"]
+        self._check_finite("teacher", teacher, batch, mask)
+        scores["teacher_logps"] = scores["reference_logps"] = teacher
+        if trainer.router.uses_reference:
+            scores["reference_logps"] = torch.where(used.unsqueeze(1), reference, teacher)
+        return scores if coin is None else scores | {"gate_coin": coin}
 
-    def _score(self, logps_function: LogpsFunction, batch: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
+    def in_batches(
+        self,
+        logps_function: LogpsFunction,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+    ) -> list[torch.Tensor]:
+        """`score_sequences` with the run's token budget: by default the tokens of one training micro-batch."""
         trainer, args = self.trainer, self.trainer.args
-        width = batch["prompt_ids"].size(1) + batch["completion_ids"].size(1)
+        width = max(map(len, prompt_ids), default=0) + max(map(len, completion_ids), default=0)
         budget = args.scoring_tokens_per_batch or args.per_device_train_batch_size * width
-        return score_rollouts(logps_function, batch, rows, budget, trainer.accelerator)
+        pad_token_id = trainer._tokenizer.pad_token_id
+        return score_sequences(logps_function, prompt_ids, completion_ids, budget, trainer.accelerator, pad_token_id)
+
+    def _score_rows(self, model: Any, batch: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
+        """(B, L) log-probabilities of the chosen rows under a `FrozenModel`, or under the policy where it is `None`."""
+        prompts, completions = _as_lists(batch, rows)
+        if model is not None:
+            scored = model.score(prompts, completions)
+        else:
+            with disable_gradient_checkpointing(self.trainer.model, self.trainer.args.gradient_checkpointing_kwargs):
+                scored = self.in_batches(
+                    lambda *inputs: self.trainer.per_token_logps(self.trainer.model, *inputs), prompts, completions
+                )
+        return stack_scores(scored, batch["completion_ids"])
 
     def _student_logps(self, batch: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
         trainer = self.trainer
@@ -77,8 +121,8 @@ class RolloutScorer:
         kept = batch.get("sampling_per_token_logps") if trainer.keeps_sampling_logps else None
         if self._everywhere(kept is not None):
             return kept
-        with trainer.timed("old"), self._no_checkpointing():
-            return self._score(self._policy_logps, batch, rows)
+        with trainer.step_log.timed("old"):
+            return self._score_rows(None, batch, rows)
 
     def _everywhere(self, holds: bool) -> bool:
         """Whether something holds on every process: they must decide alike which forward passes they make."""
@@ -93,20 +137,13 @@ class RolloutScorer:
         """Log-probabilities of the reference on the rows `used`, and the rows that were really scored for them."""
         trainer = self.trainer
         if trainer.reference is not None:
-            self._check_vocabulary("reference", trainer.reference.vocab_size, batch, used.unsqueeze(1))
-            return self._score(trainer.reference.logps, batch, used), used
+            return self._score_rows(trainer.reference, batch, used), used
         if batch.get("ref_per_token_logps") is not None:
             return batch["ref_per_token_logps"], rows  # TRL's KL term has the same reference
         model = trainer.accelerator.unwrap_model(trainer.model)
         adapter = "ref" if "ref" in model.peft_config else None
-        with use_adapter(model, adapter), self._no_checkpointing():
-            return self._score(self._policy_logps, batch, used), used
-
-    def _policy_logps(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-        return self.trainer.per_token_logps(self.trainer.model, input_ids, attention_mask, length)
-
-    def _no_checkpointing(self):
-        return disable_gradient_checkpointing(self.trainer.model, self.trainer.args.gradient_checkpointing_kwargs)
+        with use_adapter(model, adapter):
+            return self._score_rows(None, batch, used), used
 
     def _gate_coin(self, mask: torch.Tensor) -> torch.Tensor:
         """A coin a token from the seed, the step and the row's place in the global batch: the same however it is cut."""
@@ -117,15 +154,6 @@ class RolloutScorer:
             seed = rollout_seed(trainer.args.seed, "gate", trainer.state.global_step, row)
             coins.append(torch.rand(mask.size(1), generator=torch.Generator().manual_seed(seed)))
         return torch.stack(coins).to(mask.device)
-
-    def _check_vocabulary(self, role: str, size: int, batch: dict[str, Any], mask: torch.Tensor) -> None:
-        unknown = (batch["completion_ids"] >= size) & (mask * batch["completion_mask"]).bool()
-        if unknown.any():
-            raise ValueError(
-                f"The student sampled token {int(batch['completion_ids'][unknown][0])}, but the {role}'s embedding "
-                f"has {size} rows. Set `generation_kwargs={{'suppress_tokens': [...]}}` to keep the student from "
-                "sampling ids beyond its tokenizer."
-            )
 
     def _check_finite(self, role: str, logps: torch.Tensor, batch: dict[str, Any], mask: torch.Tensor) -> None:
         bad = (~torch.isfinite(logps) & mask.bool()).nonzero()
@@ -140,3 +168,12 @@ class RolloutScorer:
                 f"({decode([token])!r}), of the prompt {prompt!r}. Check the {role}'s weights and dtype (float16 "
                 "overflows; use bfloat16 or float32)."
             )
+
+
+def _as_lists(batch: dict[str, Any], rows: torch.Tensor) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and completions without their padding; rows that are not wanted get an empty completion."""
+    prompts, completions = (
+        [ids[kept.bool()].tolist() for ids, kept in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)]
+        for part in ("prompt", "completion")
+    )
+    return prompts, [ids if wanted else [] for ids, wanted in zip(completions, rows.tolist(), strict=True)]

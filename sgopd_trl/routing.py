@@ -67,6 +67,13 @@ class Router:
             return torch.where(neutral, conflict, two_level_strengths(a1, a2, self.cells))
         return torch.where(consensus, torch.full_like(a2, self.lambda_high), conflict)
 
+    def may_extrapolate(self, a1: torch.Tensor) -> torch.Tensor:
+        """Sequences of which a token could be extrapolated, (B,) bool, as far as a1 (B,) tells before a2 is known."""
+        a2 = torch.tensor([-1.0, 0.0, 1.0], device=a1.device).expand(len(a1), -1)
+        # The coin may call any token consensus.
+        consensus = torch.ones_like(a2, dtype=torch.bool) if self.gate == "random" else self.consensus(a1, a2)
+        return (self.strengths(a1, a2, consensus) != 1).any(1)
+
     def advantages(
         self,
         a1: torch.Tensor,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
+from trl.trainer.utils import pad
 
 
 # (input_ids (b, p + l), attention_mask (b, p + l), l) -> log-probabilities (b, l), nats
@@ -40,52 +41,69 @@ def plan_batches(
     return batches
 
 
-def score_rollouts(
+def score_sequences(
     logps_function: LogpsFunction,
-    batch: dict[str, torch.Tensor],
-    rows: torch.Tensor,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
     tokens_per_batch: int,
     accelerator: Accelerator,
-) -> torch.Tensor:
-    """Log-probability of every completion token of the chosen rows, without gradients.
+    pad_token_id: int = 0,
+) -> list[torch.Tensor]:
+    """Log-probability of every completion token, without gradients.
 
     Every process runs the same number of forward passes, repeating its cheapest where it has fewer: under ZeRO-3 and
     FSDP each pass gathers weights from all processes.
 
     Args:
         logps_function: one forward pass.
-        batch: `prompt_ids`, `prompt_mask` (B, P), left-padded; `completion_ids`, `completion_mask` (B, L),
-            right-padded.
-        rows: (B,) bool, the rows to score.
+        prompt_ids, completion_ids: b lists of token ids; an empty completion needs no pass.
         tokens_per_batch: token budget of one pass.
-        accelerator: tells the other processes' number of passes.
+        accelerator: tells the device, and the other processes' number of passes.
+        pad_token_id: any id the model knows; it is masked.
 
     Returns:
-        (B, L) nats, float32; 0 on rows that were not asked for and on padding.
+        b float32 tensors on the device, (l_i,) nats.
     """
-    prompt_ids, completion_ids = batch["prompt_ids"], batch["completion_ids"]
-    logps = torch.zeros(completion_ids.shape, dtype=torch.float32, device=completion_ids.device)
-    prompt_lengths = batch["prompt_mask"].sum(1)
-    completion_lengths = batch["completion_mask"].sum(1)
-    wanted = (rows & (completion_lengths > 0)).nonzero().squeeze(1)
-    lengths = torch.stack([prompt_lengths, completion_lengths])[:, wanted].tolist()
-    plan = [wanted[indices] for indices in plan_batches(*lengths, tokens_per_batch)]
+    device = accelerator.device
+    logps = [torch.zeros(0, device=device) for _ in completion_ids]
+    wanted = [row for row, ids in enumerate(completion_ids) if len(ids) > 0]
+    lengths = [len(prompt_ids[row]) for row in wanted], [len(completion_ids[row]) for row in wanted]
+    plan = [[wanted[index] for index in indices] for indices in plan_batches(*lengths, tokens_per_batch)]
 
     passes = len(plan)
     if accelerator.num_processes > 1:
-        passes = int(accelerator.gather(torch.tensor([passes], device=logps.device)).max())
-    cheapest = plan[-1] if plan else (prompt_lengths + completion_lengths).argmin().unsqueeze(0)
+        passes = int(accelerator.gather(torch.tensor([passes], device=device)).max())
     for number in range(passes):
-        chosen = plan[number] if number < len(plan) else cheapest
-        prompt = int(prompt_lengths[chosen].max())
-        completion = max(int(completion_lengths[chosen].max()), 1)
-        start = prompt_ids.size(1) - prompt
-        input_ids = torch.cat([prompt_ids[chosen, start:], completion_ids[chosen, :completion]], dim=1)
-        attention_mask = torch.cat(
-            [batch["prompt_mask"][chosen, start:], batch["completion_mask"][chosen, :completion]], dim=1
-        )
+        chosen = plan[number] if number < len(plan) else plan[-1] if plan else []
+        prompts = [torch.tensor(prompt_ids[row]) for row in chosen] or [torch.tensor([pad_token_id])]
+        completions = [torch.tensor(completion_ids[row]) for row in chosen] or [torch.tensor([pad_token_id])]
+        input_ids, attention_mask = join_padded(prompts, completions, pad_token_id)
+        length = max(map(len, completions))
         with torch.no_grad():
-            scored = logps_function(input_ids, attention_mask, completion)
+            scored = logps_function(input_ids.to(device), attention_mask.to(device), length)
         if number < len(plan):
-            logps[chosen, :completion] = scored.float()
-    return logps * batch["completion_mask"]
+            for row, values in zip(chosen, scored.float(), strict=True):
+                logps[row] = values[: len(completion_ids[row])]
+    return logps
+
+
+def join_padded(
+    prompts: list[torch.Tensor], completions: list[torch.Tensor], pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts padded on the left and completions on the right, side by side: ids and attention mask, (b, p + l) each."""
+    parts = [(prompts, "left"), (completions, "right")]
+    ids = [pad(rows, padding_value=pad_token_id, padding_side=side) for rows, side in parts]
+    masks = [pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side=side) for rows, side in parts]
+    return torch.cat(ids, dim=1), torch.cat(masks, dim=1)
+
+
+def stack_scores(scores: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Scores of b sequences as one (B, L) tensor, float32, 0 behind their ends.
+
+    Args:
+        scores: B tensors (l_i,), l_i <= L. like: (B, L), for shape and device.
+    """
+    stacked = torch.zeros(like.shape, dtype=torch.float32, device=like.device)
+    for row, values in enumerate(scores):
+        stacked[row, : len(values)] = values.to(like.device)
+    return stacked

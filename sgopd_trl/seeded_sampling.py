@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
@@ -13,6 +14,10 @@ from transformers import (
 )
 
 from .stability import wide_dtype
+
+
+if TYPE_CHECKING:
+    from .teachers import SamplingSettings
 
 
 def rollout_seed(*parts: object) -> int:
@@ -58,18 +63,16 @@ class VocabularyLimit(LogitsProcessor):
         return scores.index_fill(1, torch.arange(self.size, scores.size(1), device=scores.device), -torch.inf)
 
 
-def sampling_processors(
-    seeds: Sequence[int], max_new_tokens: int, vocab_size: int, temperature: float, top_p: float, top_k: int
-) -> LogitsProcessorList:
+def sampling_processors(seeds: Sequence[int], settings: "SamplingSettings", vocab_size: int) -> LogitsProcessorList:
     """What makes greedy decoding sample at these settings; temperature 0 is greedy itself."""
     processors = LogitsProcessorList([VocabularyLimit(vocab_size)])
-    if temperature == 0:
+    if settings.temperature == 0:
         return processors
-    if temperature != 1:
-        processors.append(TemperatureLogitsWarper(temperature))
-    if top_k > 0:
-        processors.append(TopKLogitsWarper(top_k))
-    if top_p < 1:
-        processors.append(TopPLogitsWarper(top_p))
-    processors.append(SeededSampler(seeds, max_new_tokens))
+    if settings.temperature != 1:
+        processors.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k > 0:
+        processors.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        processors.append(TopPLogitsWarper(settings.top_p))
+    processors.append(SeededSampler(seeds, settings.max_new_tokens))
     return processors

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl.trainer.utils import pad
 
+from .scoring import join_padded
 from .seeded_sampling import rollout_seed
 from .teacher_loss import TeacherReduction, teacher_token_weights
 
@@ -103,18 +103,12 @@ def teacher_batches(
         mine = row[process_index] or [min(sum(row, []), key=lambda r: len(r.prompt_ids + r.completion_ids))]
         prompts = [torch.tensor(rollout.prompt_ids) for rollout in mine]
         completions = [torch.tensor(rollout.completion_ids) for rollout in mine]
-        completion_mask = pad([torch.ones_like(ids) for ids in completions], padding_value=0, padding_side="right")
-        prompt_mask = pad([torch.ones_like(ids) for ids in prompts], padding_value=0, padding_side="left")
+        input_ids, attention_mask = join_padded(prompts, completions, pad_token_id)
+        completion_mask = attention_mask[:, -max(map(len, completions)) :]
         weights = teacher_token_weights(completion_mask, reduction, tokens, len(rollouts))
         batch = {
-            "input_ids": torch.cat(
-                [
-                    pad(prompts, padding_value=pad_token_id, padding_side="left"),
-                    pad(completions, padding_value=pad_token_id, padding_side="right"),
-                ],
-                dim=1,
-            ),
-            "attention_mask": torch.cat([prompt_mask, completion_mask], dim=1),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
             "weights": weights if row[process_index] else torch.zeros_like(weights),
         }
         batches.append({name: tensor.to(device) for name, tensor in batch.items()})

@@ -3,9 +3,7 @@
 import os
 import textwrap
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,43 +14,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import RewardFunc
-from trl.trainer.utils import RepeatSampler, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from . import checks
 from .advantages import reverse_kl_advantage, sign_flips
 from .config import SGOPDConfig
 from .diagnostics import token_metrics, token_sums
+from .failure import RandomState, save_before_the_failure
 from .frozen import FrozenModel, add_reference_adapter, initial_student, load_frozen, register_lm_head
 from .model_card import add_method_section
 from .padding import trim_padding
 from .phased_sampling import PhasedTeacherSampling, teacher_sampling_enabled
 from .resume import load_generation_cycle, save_generation_cycle
 from .rollout_scoring import RolloutScorer, valid_tokens
+from .sampler import EpochSampler
 from .sampling_logps import SamplingLogps
 from .stability import masked_sum, stability_weight, unit_mean
+from .step_log import StepLog
 from .teacher_loss import teacher_cross_entropy
+from .teachers import Teacher, TeacherError
+from .teachers.build import check_teacher_tokenizers, open_teachers, teacher_specs
 
 
 Batch = dict[str, Any]
-
-
-class EpochSampler(Sampler):
-    """TRL's sampler with an order that depends on the epoch, so that a run resumed in a later epoch finds it again.
-
-    It asks for the epoch: accelerate's `set_epoch` does not reach a sampler on several processes.
-    """
-
-    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
-        self.sampler = sampler
-        self.epoch = epoch
-
-    def __iter__(self):
-        if self.sampler.shuffle and self.sampler.seed is not None:
-            self.sampler.generator.manual_seed(self.sampler.seed + self.epoch())
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 class SGOPDTrainer(GRPOTrainer):
@@ -79,7 +63,8 @@ class SGOPDTrainer(GRPOTrainer):
     Args:
         model to environment_factory: [`~trl.GRPOTrainer`]'s arguments. The reward functions are the verifier, and `args`
             is a [`SGOPDConfig`].
-        teacher_model: Hub id, directory or loaded model; default `args.teacher_model_name_or_path`.
+        teacher_model: Hub id, directory, loaded model or [`Teacher`]; or, for several teachers, a mapping of the names in
+            the dataset's column `teacher` to these. Default: what `args` says.
         reference_model: reference of Eq. (5): Hub id, directory or loaded model; default
             `args.reference_model_name_or_path`, else the student's initial state (under PEFT: the disabled adapter).
         teacher_processing_class: the teacher's tokenizer, to be compared with the student's; default: loaded from the
@@ -87,7 +72,8 @@ class SGOPDTrainer(GRPOTrainer):
 
     Raises:
         ValueError: before any model is loaded, when there is no teacher, no reward function or no `prompt` column, when
-            the tokenizers differ, or when gold answers do not verify against themselves.
+            the tokenizers differ, when gold answers do not verify against themselves, or when a teacher's server is not
+            fit for this run.
     """
 
     _tag_names = ["trl", "sgopd"]
@@ -120,7 +106,7 @@ class SGOPDTrainer(GRPOTrainer):
         rollout_func: Callable | None = None,
         environment_factory: Callable | dict[str, Callable] | None = None,
         *,
-        teacher_model: str | PreTrainedModel | None = None,
+        teacher_model: str | PreTrainedModel | Teacher | Mapping[str, Any] | None = None,
         reference_model: str | PreTrainedModel | None = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
     ):
@@ -129,10 +115,8 @@ class SGOPDTrainer(GRPOTrainer):
             args = SGOPDConfig(f"{name.split('/')[-1]}-SGOPD")
         if not isinstance(args, SGOPDConfig):
             raise TypeError(f"`args` must be an SGOPDConfig, got {type(args).__name__}.")
-        teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+        specs = teacher_specs(teacher_model, args)
         reference_model = reference_model if reference_model is not None else args.reference_model_name_or_path
-        if teacher_model is None:
-            raise ValueError("A teacher is required: pass `teacher_model` or set `teacher_model_name_or_path`.")
         for role, other in (("teacher_model", teacher_model), ("reference_model", reference_model)):
             if other is model and not isinstance(model, str):
                 raise ValueError(f"`{role}` is the student itself, which trains: pass a model of its own.")
@@ -144,9 +128,7 @@ class SGOPDTrainer(GRPOTrainer):
                 f"SG-OPD scores text only, but {type(processing_class).__name__} is a multimodal processor. Pass a "
                 "text model, or its tokenizer as `processing_class`."
             )
-        checks.check_tokenizers(
-            processing_class, teacher_processing_class, "teacher", teacher_model, args.teacher_model_revision, args
-        )
+        check_teacher_tokenizers(specs, processing_class, teacher_processing_class, args)
         if reference_model is not None:
             checks.check_tokenizers(
                 processing_class, None, "reference", reference_model, args.reference_model_revision, args
@@ -156,11 +138,13 @@ class SGOPDTrainer(GRPOTrainer):
             environment_factory is None or "prompt" in (train_dataset.column_names or ())
         ):
             train_dataset = checks.check_dataset(train_dataset, reward_funcs, processing_class, args)
+        for dataset in (train_dataset, *checks.each_dataset(eval_dataset)):
+            checks.check_teacher_column(dataset, list(specs))
         if teacher_sampling_enabled(args):
             checks.check_teacher_sampling(train_dataset, args, tools or rollout_func or environment_factory)
 
         # The teacher comes first: a missing one is noticed before the rest is loaded.
-        teacher_model = load_frozen(teacher_model, args.teacher_model_init_kwargs, args.teacher_model_revision, args)
+        self.teacher = open_teachers(specs, args, processing_class, train_dataset)
         self.router = args.router()
         if not self.router.uses_reference:
             reference_model = None
@@ -192,14 +176,17 @@ class SGOPDTrainer(GRPOTrainer):
         )
         if self._dist.is_zero3:
             register_lm_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
-        self.teacher = FrozenModel(teacher_model, self)
-        self.reference = FrozenModel(reference_model, self) if reference_model is not None else None
+        self.step_log = StepLog(self)
         self.scorer = RolloutScorer(self)
+        self.teacher.prepare(self)
+        self.reference = FrozenModel(reference_model, self, "reference") if reference_model is not None else None
+        self._only_teacher = next(iter(specs)) if len(specs) == 1 else None
         self.teacher_sampling = PhasedTeacherSampling(self)
         self.teacher_sampling.check_checkpointing()
         self._undecided: torch.Tensor | None = None  # rollouts whose group has equal rewards, of all processes
         self._teacher_loss = 0.0  # L_SLT of the optimizer step under way
-        self._seconds: dict[str, float] = defaultdict(float)
+        self.teacher_names: list[str] = []  # of this process's rollouts
+        self._random_state: RandomState | None = None  # before the generation batch under way
 
     # What the data loader, TRL's generation and TRL's verifier call
 
@@ -207,8 +194,8 @@ class SGOPDTrainer(GRPOTrainer):
         return EpochSampler(super()._get_train_sampler(dataset), lambda: int((self.state.epoch or 0) + 1e-6))
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        if self.teacher_sampling.seeds is not None:
-            return self.teacher_sampling.completions(prompt_ids), None
+        if self.judged_rollouts is not None:
+            return self.judged_rollouts, None
         if not self.keeps_sampling_logps:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
@@ -218,16 +205,19 @@ class SGOPDTrainer(GRPOTrainer):
         return completion_ids, recorder.logps(completion_ids) if logps is None else logps
 
     def _generate(self, prompts):
-        with self.timed("generation" if self.teacher_sampling.seeds is None else "teacher_rollouts"):
+        if self.judged_rollouts is not None:
             return super()._generate(prompts)
+        with self.step_log.timed("generation"):
+            output = super()._generate(prompts)
+        self.scorer.ask_ahead(output[0], output[1])
+        return output
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        students = self.teacher_sampling.seeds is None
+        students = self.judged_rollouts is None
         if self.args.zero_truncated_reward:
-            limit = self.max_completion_length if students else self.teacher_sampling.max_completion_length
-            ends = {*self.eos_token_ids, *self.teacher.eos_token_ids, self._tokenizer.pad_token_id}
-            truncated = [len(ids) >= limit and ids[-1] not in ends for ids in completion_ids_list]
+            limit = self.max_completion_length if students else self.teacher_sampling.rollouts.max_completion_length
+            truncated = [self.is_truncated(ids, limit) for ids in completion_ids_list]
             truncated = self.accelerator.gather(torch.tensor(truncated, device=self.accelerator.device))
             rewards = torch.where(truncated.unsqueeze(1) & (rewards > 0), 0.0, rewards)  # penalties and NaN stay
         if students:
@@ -235,6 +225,20 @@ class SGOPDTrainer(GRPOTrainer):
             groups = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, size)
             self._undecided = (groups == groups[:, :1]).all(1).repeat_interleave(size)
         return rewards
+
+    @property
+    def judged_rollouts(self) -> list[list[int]] | None:
+        """The teacher's rollouts while TRL decodes and judges them, otherwise `None`."""
+        return self.teacher_sampling.rollouts and self.teacher_sampling.rollouts.judged
+
+    def is_truncated(self, completion_ids: list[int], limit: int) -> bool:
+        """Whether a completion ended at its limit, in tokens, and not by itself."""
+        ends = {*self.eos_token_ids, *self.teacher.eos_token_ids, self._tokenizer.pad_token_id}
+        return len(completion_ids) >= limit and completion_ids[-1] not in ends
+
+    def teacher_name(self, row: dict[str, Any]) -> str:
+        """The teacher of a row of the dataset."""
+        return row["teacher"] if self._only_teacher is None else self._only_teacher
 
     # Scoring
 
@@ -248,14 +252,19 @@ class SGOPDTrainer(GRPOTrainer):
         return self._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep)[0]
 
     def _generate_and_score_completions(self, inputs):
+        self._random_state = RandomState.now()
+        self.teacher_names = [self.teacher_name(row) for row in inputs]
+        if self.model.training:
+            self.teacher_sampling.begin(inputs)
         batch = super()._generate_and_score_completions(inputs)
         # Where all rewards of a group are equal a1 is 0; TRL's arithmetic can leave a rounding error, which has a sign.
         first = self.accelerator.process_index * len(inputs)
         undecided = self._undecided[first : first + len(inputs)]
         batch["advantages"] = batch["advantages"].masked_fill(undecided, 0.0)
+        scores = self.scorer.score(batch)
         if self.model.training:
-            self.teacher_sampling.sample(inputs)
-        return batch | self.scorer.score(batch)
+            self.teacher_sampling.finish()
+        return batch | scores
 
     @property
     def keeps_sampling_logps(self) -> bool:
@@ -281,7 +290,7 @@ class SGOPDTrainer(GRPOTrainer):
                     routed = [trim_padding(batch) for batch in routed]
                 self._buffered_inputs += self.teacher_sampling.attach(routed, number)
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
-        self._seconds["prepare"] += time.perf_counter() - start
+        self.step_log.add("prepare", time.perf_counter() - start)
         return inputs
 
     def _route(self, micro_batches: list[Batch]) -> list[Batch]:
@@ -311,7 +320,7 @@ class SGOPDTrainer(GRPOTrainer):
             routed.append(batch | {"advantages": advantages, "outcome_advantages": a1, "a2": a2})
         flips = self.accelerator.reduce(flips, reduction="sum").item()
         for name, value in token_metrics(sums, flips).items():
-            self.log_value(name, value)
+            self.step_log.value(name, value)
         return routed
 
     # The loss
@@ -335,38 +344,20 @@ class SGOPDTrainer(GRPOTrainer):
         start = time.perf_counter()
         alpha = self.teacher_sampling.alpha(self.state.global_step + 1)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._seconds["update"] += time.perf_counter() - start
+        self.step_log.add("update", time.perf_counter() - start)
         if self._step % self.args.gradient_accumulation_steps == 0:
-            self._seconds["update"] -= self._seconds.pop("prepare", 0.0)
-            for name in ("generation", "teacher", "reference", "old", "teacher_rollouts", "update"):
-                self.log_value(f"seconds/{name}", self._seconds.pop(name, 0.0))
-            self.log_value("teacher_sampling/alpha", alpha)
-            self.log_value("teacher_sampling/loss", self._teacher_loss)
+            self.step_log.finish_step()
+            self.step_log.value("teacher_sampling/alpha", alpha)
+            self.step_log.value("teacher_sampling/loss", self._teacher_loss)
             self._teacher_loss = 0.0
         return loss
 
-    def log_value(self, name: str, value: float) -> None:
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    @contextmanager
-    def timed(self, name: str):
-        start = time.perf_counter()
-        yield
-        if self.model.training:  # an evaluation in between is not part of the step
-            self._seconds[name] += time.perf_counter() - start
-
-    @contextmanager
-    def logs_set_aside(self):
-        """Keeps the teacher's rollouts out of TRL's metrics, completion tables and token counts, which are the student's."""
-        kept = self._metrics, self._pending_extra_logs, self._pending_metrics
-        seen = self.state.num_input_tokens_seen
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-        self._pending_extra_logs, self._pending_metrics = defaultdict(list), defaultdict(list)
+    def train(self, *args, **kwargs):
         try:
-            yield
-        finally:
-            self._metrics, self._pending_extra_logs, self._pending_metrics = kept
-            self.state.num_input_tokens_seen = seen
+            return super().train(*args, **kwargs)
+        except TeacherError as error:
+            save_before_the_failure(self, self._random_state, error)
+            raise
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)

@@ -42,7 +42,7 @@ class FixedRollouts(SGOPDTrainer):
         super().__init__(*args, **kwargs)
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        if self.teacher_sampling.seeds is not None:
+        if self.judged_rollouts is not None:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         first = self.accelerator.process_index * len(prompt_ids)
         step = self.state.global_step
@@ -60,7 +60,7 @@ class FixedRollouts(SGOPDTrainer):
         return [token for token in range(len(self._tokenizer)) if token not in special]
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        frozen = {"teacher": self.teacher, "reference": self.reference}
+        frozen = {"teacher": self.teacher.frozen, "reference": self.reference}
         owner = next((name for name, kept in frozen.items() if kept is not None and kept.model is model), "student")
         self.passes[owner] += 1
         return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
@@ -89,7 +89,7 @@ class RealRollouts(SGOPDTrainer):
         if batch.get("sampling_per_token_logps") is None:
             raise AssertionError("No log-probabilities were kept while the student sampled.")
         mask = valid_tokens(batch)
-        fresh = self.scorer._score(self.scorer._policy_logps, batch, mask.bool().any(1))
+        fresh = self.scorer._score_rows(None, batch, mask.bool().any(1))
         difference = (batch["student_logps"] - fresh).abs() * mask
         self.worst_logp = max(self.worst_logp, difference.max().item())
         self.longest += (int(mask.sum(1).max()),)
@@ -214,7 +214,7 @@ def train(variant: str, args: argparse.Namespace) -> None:
         assert trainer._dist.is_zero3
         # After generation without gathering DeepSpeed fetches the LM head ahead and keeps it until it next generates.
         ahead = "module.lm_head.weight" if variant == "generate_sharded" else None
-        check_partitioned(trainer.teacher.model, "teacher", may_stay_whole=ahead)
+        check_partitioned(trainer.teacher.frozen.model, "teacher", may_stay_whole=ahead)
         if trainer.reference is not None:
             check_partitioned(trainer.reference.model, "reference")
     figures = {

@@ -276,7 +276,7 @@ def test_the_launched_command(monkeypatch):
     seen = []
     monkeypatch.setattr("accelerate.commands.launch.launch_command", seen.append)
     config = ["--config_file", str(RECIPES / "ddp.yaml"), "--num_processes", "3"]
-    assert launch_training(config, ["--config", "r.yaml", "--seed", "3"], gpu_count=0) == 0
+    assert launch_training(config, ["train", "--config", "r.yaml", "--seed", "3"], gpu_count=0) == 0
     (args,) = seen
     assert args.module and args.training_script == "sgopd_trl.cli" and args.num_processes == 3
     assert args.training_script_args == ["train", "--config", "r.yaml", "--seed", "3"]
@@ -287,16 +287,16 @@ def test_a_failed_process_is_an_exit_code(monkeypatch, capsys):
         raise subprocess.CalledProcessError(returncode=3, cmd=["python"])
 
     monkeypatch.setattr("accelerate.commands.launch.launch_command", fail)
-    assert launch_training(["--config_file", str(RECIPES / "ddp.yaml")], [], gpu_count=0) == 3
+    assert launch_training(["--config_file", str(RECIPES / "ddp.yaml")], ["train"], gpu_count=0) == 3
     monkeypatch.setenv("SGOPD_DEBUG", "1")
     with pytest.raises(subprocess.CalledProcessError):
-        launch_training(["--config_file", str(RECIPES / "ddp.yaml")], [], gpu_count=0)
+        launch_training(["--config_file", str(RECIPES / "ddp.yaml")], ["train"], gpu_count=0)
 
 
 def test_several_processes_without_gpus_are_not_silently_one(monkeypatch):
     monkeypatch.setattr("accelerate.commands.launch.default_config_file", "/absent")
     with pytest.raises(UsageError, match="--accelerate_config ddp"):
-        launch_training(["--num_processes", "2"], [], gpu_count=0)
+        launch_training(["--num_processes", "2"], ["train"], gpu_count=0)
 
 
 def test_launch_flags_under_a_launcher_are_refused(monkeypatch, recipe):

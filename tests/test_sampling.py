@@ -7,6 +7,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from sgopd_trl.sampling_logps import SamplingLogps
 from sgopd_trl.seeded_sampling import SeededSampler, VocabularyLimit, rollout_seed, sampling_processors
+from sgopd_trl.teachers import SamplingSettings
 
 
 def config(**kwargs) -> GenerationConfig:
@@ -54,7 +55,7 @@ def test_a_rollout_does_not_depend_on_its_batch():
             input_ids=torch.tensor(prompts),
             attention_mask=torch.ones(len(prompts), 2, dtype=torch.long),
             generation_config=config(do_sample=False),
-            logits_processor=sampling_processors(seeds, 8, tiny.VOCABULARY, 0.9, 0.95, 10),
+            logits_processor=sampling_processors(seeds, SamplingSettings(0.9, 0.95, 10, 8), tiny.VOCABULARY),
         )[:, 2:].tolist()
 
     together = generate([[5, 6], [7, 8], [9, 9]], [11, 12, 13])
@@ -77,5 +78,5 @@ def test_padded_vocabulary_is_never_sampled_and_temperature_zero_is_greedy():
     scores = torch.tensor([[0.0, 1.0, 9.0]])
     ids = torch.zeros(1, 1, dtype=torch.long)
     assert VocabularyLimit(2)(ids, scores).argmax().item() == 1
-    greedy = sampling_processors([0], 4, 2, temperature=0, top_p=1.0, top_k=0)
+    greedy = sampling_processors([0], SamplingSettings(temperature=0, max_new_tokens=4), 2)
     assert isinstance(greedy, LogitsProcessorList) and greedy(ids, scores).argmax().item() == 1

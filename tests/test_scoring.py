@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from reference import sequence_logps
 
-from sgopd_trl.scoring import plan_batches, score_rollouts
+from sgopd_trl.scoring import plan_batches, score_sequences, stack_scores
 
 
 def test_plan_by_hand():
@@ -30,29 +30,27 @@ def test_plan_keeps_to_the_budget_and_to_every_row():
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 40, 10_000])
 def test_scores_are_those_of_unpadded_sequences(tokens_per_batch):
-    from trl.trainer.utils import add_fused_lm_head, pad
+    from trl.trainer.utils import add_fused_lm_head
 
     model = tiny.make_model(None, seed=0)
     prompts = [[5, 6, 7], [9], [5, 5, 5, 5, 5], [8, 9]]
-    completions = [[4, 3], [10, 11, 12, 13, 1], [7], [2, 2, 2]]
+    completions = [[4, 3], [10, 11, 12, 13, 1], [], [2, 2, 2]]
     expected = [sequence_logps(model, *pair).detach() for pair in zip(prompts, completions, strict=True)]
     add_fused_lm_head(model)
-    batch = {}
-    for name, rows, side in (("prompt", prompts, "left"), ("completion", completions, "right")):
-        tensors = [torch.tensor(row) for row in rows]
-        batch[f"{name}_ids"] = pad(tensors, padding_value=0, padding_side=side)
-        batch[f"{name}_mask"] = pad([torch.ones_like(t) for t in tensors], padding_value=0, padding_side=side)
+    passes = []
 
     def logps(input_ids, attention_mask, length):
+        passes.append(tuple(input_ids.shape))
         labels = input_ids.masked_fill(attention_mask == 0, -100)
         output = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, fused_lm_head=True)
         return output.log_probs[:, -length:]
 
-    wanted = torch.tensor([True, True, False, True])
-    scored = score_rollouts(logps, batch, wanted, tokens_per_batch, Accelerator(cpu=True))
-    for row, values in enumerate(expected):
-        if wanted[row]:
-            torch.testing.assert_close(scored[row, : len(values)], values, atol=1e-5, rtol=1e-5)
-            assert (scored[row, len(values) :] == 0).all()
-        else:
-            assert (scored[row] == 0).all()
+    scored = score_sequences(logps, prompts, completions, tokens_per_batch, Accelerator(cpu=True))
+    for values, ours in zip(expected, scored, strict=True):
+        torch.testing.assert_close(ours, values, atol=1e-5, rtol=1e-5)
+    assert all(rows * width <= tokens_per_batch or rows == 1 for rows, width in passes)
+    assert sum(rows for rows, _ in passes) == 3  # nothing is asked for the empty one
+    like = torch.zeros(4, 6)
+    stacked = stack_scores(scored, like)
+    assert stacked.shape == like.shape and (stacked[2] == 0).all()
+    torch.testing.assert_close(stacked[0], torch.cat([expected[0], torch.zeros(4)]), atol=1e-5, rtol=1e-5)

@@ -253,7 +253,7 @@ def test_reference_is_not_asked_for_groups_without_consensus(folders, tmp_path, 
     """All rewards equal: a1 = 0, no token is extrapolated, no reference pass is made."""
     trainer = make_trainer(folders, tmp_path, max_steps=1)
     trainer.reward_funcs = [lambda completions, **kwargs: [1.0] * len(completions)]
-    monkeypatch.setattr(trainer.reference, "logps", lambda *args: pytest.fail("the reference was asked"))
+    monkeypatch.setattr(trainer.reference.model, "forward", lambda *a, **k: pytest.fail("the reference was asked"))
     trainer.train()
     assert logged(trainer, "reference/saved_share") == [1.0]
     assert logged(trainer, "sign/neutral") == [1.0]

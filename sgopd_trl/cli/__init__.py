@@ -1,6 +1,7 @@
 """The `sgopd` command. Nothing here imports torch or TRL before a subcommand needs it."""
 
 import argparse
+import importlib
 import sys
 
 from .. import __version__
@@ -10,6 +11,7 @@ from .recipe import apply_env, read_recipe
 
 
 _TRAIN_HELP = "train a student from a recipe: --config recipe.yaml and overrides (`sgopd train --help` lists them)"
+_ROLLOUTS_HELP = "generate and verify the teacher's rollouts of a recipe ahead of its runs: --config recipe.yaml"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,18 +24,18 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: with code 2 on a wrong command line, 1 on another mistake of the user's, 0 after `--help`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["train"]:  # its options are those of three dataclasses, which only TRL's parser knows
-        with reported("sgopd train"):
+    if argv[:1] in (["train"], ["teacher-rollouts"]):  # their options are dataclasses, which only TRL's parser knows
+        with reported(f"sgopd {argv[0]}"):
             apply_env(read_recipe(argv[1:])[0])
-        from . import train
-
-        return train.main(argv[1:])
+        module = importlib.import_module(f".{argv[0].replace('-', '_')}", __package__)
+        return module.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="sgopd", description="SG-OPD: sign-gated on-policy distillation, for TRL.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"sgopd-trl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", help=_TRAIN_HELP, add_help=False)
+    commands.add_parser("teacher-rollouts", help=_ROLLOUTS_HELP, add_help=False)
     for command in (demo, miniature, env):
         command.add_parser(commands)
     args = parser.parse_args(argv)

@@ -83,10 +83,12 @@ class SGOPDScriptArguments:
 DATACLASSES = (SGOPDScriptArguments, SGOPDConfig, ModelConfig)
 NEEDED = {
     "model_name_or_path": "Qwen/Qwen3-1.7B or miniature:guess",
-    "teacher_model_name_or_path": "Qwen/Qwen3-4B or miniature:clean",
     "dataset_name": "data.jsonl or miniature",
     "reward_funcs": "accuracy_reward or exact_answer_reward",
 }
+
+
+TEACHERS = ("teacher_model_name_or_path", "teacher_server_url", "teachers", "teacher_recorded_path")
 
 
 class Parser(TrlParser):
@@ -149,6 +151,11 @@ def check_command_line(args: list[str], recipe: dict[str, Any], also: Collection
     for name, example in NEEDED.items():
         if not getattr(values, name):
             raise UsageError(f"`{name}` is needed, in the recipe (--config) or as --{name}; for example {example}.")
+    if not any(getattr(values, name) for name in TEACHERS):
+        raise UsageError(
+            f"A teacher is needed, in the recipe (--config) or on the command line: one of {', '.join(TEACHERS)}; for "
+            "example --teacher_model_name_or_path Qwen/Qwen3-4B or miniature:clean."
+        )
     return values
 
 

@@ -15,23 +15,25 @@ class UsageError(ValueError):
 
 
 @contextmanager
-def reported(command: str) -> Iterator[None]:
+def reported(command: str, *errors: type[Exception]) -> Iterator[None]:
     """Show a mistake of the user's as one message. With SGOPD_DEBUG=1 in the environment nothing is caught.
 
     Args:
-        command: what the message begins with.
+        command: what the message begins with. errors: what is shown; default: ValueError, OSError and ImportError.
 
     Raises:
-        SystemExit: in place of a ValueError, OSError or ImportError; code 2 for a `UsageError`, else 1.
+        SystemExit: in place of these errors; code 2 for a `UsageError`, else 1.
     """
+    shown = errors or _USER_ERRORS
     try:
         yield
-    except _USER_ERRORS as error:
+    except shown as error:
         if os.environ.get("SGOPD_DEBUG") == "1":
             raise
         rank = os.environ.get("RANK", "0")
         where = "" if rank == "0" else f"[rank {rank}] "
-        print(f"{where}{command}: error: {str(error) or type(error).__name__}", file=sys.stderr)
+        text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
+        print(f"{where}{command}: error: {text}", file=sys.stderr)
         if isinstance(error, UsageError):
             raise SystemExit(2) from error
         print("(SGOPD_DEBUG=1 shows where this was raised.)", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Whether `sgopd train` runs here or through `accelerate launch`, and the latter's arguments."""
+"""Whether a command runs here or through `accelerate launch`, and the latter's arguments."""
 
 import argparse
 import os
@@ -105,8 +105,8 @@ def needs_launch(launch: list[str], environ: Mapping[str, str], gpu_count: int) 
     return not under_launcher(environ) and (bool(launch) or gpu_count > 1)
 
 
-def launch_training(launch: list[str], training: list[str], gpu_count: int) -> int:
-    """Run `sgopd train` with the training arguments through `accelerate launch`, and return its exit code.
+def launch_training(launch: list[str], command: list[str], gpu_count: int) -> int:
+    """Run a subcommand, given with its arguments, through `accelerate launch`, and return its exit code.
 
     Raises:
         UsageError: when accelerate would silently start one process where several were asked for.
@@ -114,7 +114,7 @@ def launch_training(launch: list[str], training: list[str], gpu_count: int) -> i
     from accelerate.commands.launch import default_config_file, launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    args = launch_command_parser().parse_args([*launch, "-m", "sgopd_trl.cli", "train", *training])
+    args = launch_command_parser().parse_args([*launch, "-m", "sgopd_trl.cli", *command])
     configured = args.config_file or os.path.isfile(default_config_file)
     chosen = args.multi_gpu or args.use_deepspeed or args.use_fsdp or args.cpu or args.tpu
     if (args.num_processes or 1) > 1 and gpu_count < 2 and not configured and not chosen:
@@ -128,6 +128,6 @@ def launch_training(launch: list[str], training: list[str], gpu_count: int) -> i
         if os.environ.get("SGOPD_DEBUG") == "1":
             raise
         failed = error.get_first_failure()[1].exitcode if isinstance(error, ChildFailedError) else error.returncode
-        print(f"sgopd train: a training process ended with exit code {failed}; its message is above.", flush=True)
+        print(f"sgopd {command[0]}: a process ended with exit code {failed}; its message is above.", flush=True)
         return failed if failed > 0 else 1
     return 0

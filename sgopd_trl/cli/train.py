@@ -4,8 +4,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from ..checks import load_student_tokenizer, load_teacher_tokenizer
+from ..checks import cannot_load, load_student_tokenizer
 from ..config import SGOPDConfig
 from ..data import DataFormat, load_split, prepare_dataset
 from ..metrics_log import FILE_NAME, MetricsLog
 from ..miniature import resolve
+from ..teachers import TeacherError
 from ..trainer import SGOPDTrainer
 from .arguments import Parser, SGOPDScriptArguments, check_command_line, check_recipe
 from .errors import UsageError, reported
@@ -50,18 +50,36 @@ def main(argv: list[str]) -> int:
         print("\nAlso: --config recipe.yaml, --accelerate_config NAME|PATH, and `accelerate launch`'s own flags.")
         return 0
     with reported("sgopd train"):
-        launch, training, use_cpu = read_command_line(argv)
-        gpu_count = 0 if use_cpu else torch.cuda.device_count()
-        if needs_launch(launch, os.environ, gpu_count):
-            return launch_training(resolve_accelerate_config(launch), training, gpu_count)
-        script_args, training_args, model_args = Parser().parse_args_and_config(training, fail_with_unknown_args=False)
+        parsed = parse_or_launch(argv, ["train"])
+        if isinstance(parsed, int):
+            return parsed
+        script_args, training_args, model_args = parsed
         checkpoint = find_checkpoint(training_args)
         trainer = build_trainer(script_args, training_args, model_args)
     if checkpoint is not None:
         trainer.accelerator.print(f"Resuming from {checkpoint}.")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with reported("sgopd train", TeacherError):
+        trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, script_args)
     return 0
+
+
+def parse_or_launch(
+    argv: Sequence[str], command: list[str]
+) -> tuple[SGOPDScriptArguments, SGOPDConfig, ModelConfig] | int:
+    """The arguments; or, where the command has to run through `accelerate launch`, the exit code of having done that.
+
+    Args:
+        argv: the training and launch arguments. command: the subcommand with its own options, to launch it again.
+
+    Raises:
+        UsageError: for anything that cannot be understood.
+    """
+    launch, training, use_cpu = read_command_line(argv)
+    gpu_count = 0 if use_cpu else torch.cuda.device_count()
+    if needs_launch(launch, os.environ, gpu_count):
+        return launch_training(resolve_accelerate_config(launch), [*command, *training], gpu_count)
+    return Parser().parse_args_and_config(training, fail_with_unknown_args=False)
 
 
 def read_command_line(argv: Sequence[str]) -> tuple[list[str], list[str], bool]:
@@ -91,14 +109,13 @@ def build_trainer(
         ValueError: when something is missing or does not fit together. OSError: when a model or dataset cannot be had.
     """
     reward_funcs = [resolve_reward_func(name) for name in script_args.reward_funcs]
-    model, teacher, reference = (
-        name if name is None else resolve(name)
-        for name in (
-            model_args.model_name_or_path,
-            training_args.teacher_model_name_or_path,
-            training_args.reference_model_name_or_path,
-        )
-    )
+    model = resolve(model_args.model_name_or_path)
+    for role in ("teacher_model_name_or_path", "reference_model_name_or_path"):
+        if getattr(training_args, role) is not None:
+            setattr(training_args, role, resolve(getattr(training_args, role)))
+    for settings in (training_args.teachers or {}).values():
+        if settings.get("model_name_or_path"):
+            settings["model_name_or_path"] = resolve(settings["model_name_or_path"])
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "trust_remote_code": training_args.trust_remote_code,
@@ -106,10 +123,8 @@ def build_trainer(
         "dtype": model_args.dtype,
     } | (training_args.model_init_kwargs or {})
     trust_remote_code = training_args.trust_remote_code
-    with _named(f"The student {model_args.model_name_or_path}"):
+    with cannot_load(f"The student {model_args.model_name_or_path}"):
         tokenizer = load_student_tokenizer(model, training_args.model_init_kwargs["revision"], trust_remote_code)
-    with _named(f"The teacher {training_args.teacher_model_name_or_path}"):
-        teacher_tokenizer = load_teacher_tokenizer(teacher, training_args.teacher_model_revision, trust_remote_code)
     evaluates = training_args.eval_strategy != "no"
     with PartialState().local_main_process_first():  # the others find the main process's files in the cache
         train_dataset = load_data(
@@ -118,14 +133,11 @@ def build_trainer(
         eval_dataset = load_data(script_args, script_args.dataset_test_split, tokenizer) if evaluates else None
     return SGOPDTrainer(
         model=model,
-        teacher_model=teacher,
-        reference_model=reference,
         reward_funcs=reward_funcs,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        teacher_processing_class=teacher_tokenizer,
         callbacks=[MetricsLog()],
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
@@ -199,15 +211,6 @@ def find_checkpoint(args: SGOPDConfig) -> str | None:
     if not (Path(wanted) / "trainer_state.json").is_file():
         raise ValueError(f"`resume_from_checkpoint`: {wanted} is no checkpoint folder: it has no trainer_state.json.")
     return wanted
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Say what could not be loaded: without a connection the Hub's own message does not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{what} cannot be loaded: {error}") from error
 
 
 def finish(trainer: SGOPDTrainer, script_args: SGOPDScriptArguments) -> None:

@@ -111,6 +111,27 @@ class TeacherConfig:
                 f"got {self.teacher_recorded_path!r} and {self.teacher_record_path!r}."
             )
 
+        urls = self.teacher_server_url or [
+            url for settings in (self.teachers or {}).values() for url in settings.get("server_url") or []
+        ]
+        if urls:
+            self._check_server()
+
+    def _check_server(self) -> None:
+        if self.temperature != 1:
+            raise ValueError(
+                "A teacher behind a vLLM server needs `temperature` = 1: the server's log-probabilities of given tokens "
+                "are those of temperature 1 whatever is asked for (at 0.7 they are off by up to 0.2 nats), got "
+                f"{self.temperature!r}. Sample the student at temperature 1, or load the teacher in process."
+            )
+        longest = self.teacher_server_request_timeout + self.teacher_server_retry_timeout
+        if self.world_size > 1 and longest >= self.ddp_timeout:
+            raise ValueError(
+                "While one process waits for the teacher's server the others wait for it: "
+                "`teacher_server_request_timeout` + `teacher_server_retry_timeout` must be below `ddp_timeout` "
+                f"({self.ddp_timeout} s), got {longest} s."
+            )
+
     def _check_several(self) -> None:
         if not isinstance(self.teachers, dict) or not self.teachers:
             raise ValueError(f"`teachers` must be a mapping of names to settings, got {self.teachers!r}.")
@@ -127,9 +148,7 @@ class TeacherConfig:
             if unknown:
                 raise ValueError(f"`teachers`: {name!r} has unknown settings {unknown}; it takes {_OF_ONE_TEACHER}.")
             if not settings.get("model_name_or_path") and not settings.get("server_url"):
-                raise ValueError(
-                    f"`teachers`: {name!r} needs `model_name_or_path` or `server_url`, got {settings!r}."
-                )
+                raise ValueError(f"`teachers`: {name!r} needs `model_name_or_path` or `server_url`, got {settings!r}.")
             if isinstance(settings.get("server_url"), str):
                 settings["server_url"] = [settings["server_url"]]
             _check_urls(f"teachers: {name}: server_url", settings.get("server_url"))

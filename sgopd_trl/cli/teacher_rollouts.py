@@ -1,0 +1,71 @@
+"""`sgopd teacher-rollouts`: a recipe's teacher rollouts, generated and verified ahead of its runs."""
+
+import argparse
+
+from ..rollout_plan import all_prompts, fill_bank, prompts_of_run
+from ..teachers import TeacherError
+from .errors import UsageError, reported
+from .train import build_trainer, parse_or_launch
+
+
+COMMAND = "teacher-rollouts"
+
+
+def main(argv: list[str]) -> int:
+    """Run `sgopd teacher-rollouts` with these arguments: here, or through `accelerate launch`. Returns the exit code."""
+    parser = make_parser()
+    if "--help" in argv or "-h" in argv:
+        parser.print_help()
+        return 0
+    options, training = parser.parse_known_args(argv)
+    own = ["--prompts", options.prompts, "--batch_size", str(options.batch_size)]
+    with reported(f"sgopd {COMMAND}"):
+        if options.batch_size < 1:
+            raise UsageError(f"--batch_size must be >= 1, got {options.batch_size}.")
+        parsed = parse_or_launch(training, [COMMAND, *own])
+        if isinstance(parsed, int):
+            return parsed
+        script_args, training_args, model_args = parsed
+        if training_args.teacher_recorded_path is not None:
+            raise ValueError("`teacher_recorded_path` takes the teacher's place: there is none to ask for rollouts.")
+        # Of the student nothing but the tokenizer is needed: no engine, no reference.
+        training_args.use_vllm = False
+        training_args.sign_gated_extrapolation, training_args.lambda_base = False, 1.0
+        trainer = build_trainer(script_args, training_args, model_args)
+        if not trainer.teacher_sampling.enabled:
+            raise ValueError(
+                "The recipe switches phased teacher sampling off (`teacher_sampling_enable`, `teacher_sampling_ratio` or "
+                "`teacher_sft_alpha_0`), so its runs ask for no rollouts."
+            )
+    prompts = prompts_of_run(trainer) if options.prompts == "run" else all_prompts(trainer)
+    bank = trainer.teacher_sampling.rollouts
+    say = trainer.accelerator.print
+    say(f"{len(prompts)} rollouts of the teacher, kept in {bank.folder}")
+    with reported(f"sgopd {COMMAND}", TeacherError):
+        verified, generated = fill_bank(trainer, prompts, options.batch_size)
+    if trainer.is_world_process_zero():
+        bank.bank.compact()
+    say(f"{generated} generated now, {len(prompts) - generated} were there; {verified} of {len(prompts)} verified.")
+    say(f"Every run over the same data uses them with `teacher_bank: {bank.folder}`.")
+    trainer.accelerator.end_training()
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's own options; the others are those of `sgopd train`."""
+    parser = argparse.ArgumentParser(
+        prog=f"sgopd {COMMAND}",
+        allow_abbrev=False,
+        add_help=False,
+        description="Generates and verifies the teacher's rollouts that a recipe's runs will ask for. A run that is "
+        "stopped goes on where it stood. Takes every argument of `sgopd train`, --config first of all.",
+    )
+    parser.add_argument(
+        "--prompts",
+        choices=("run", "all"),
+        default="run",
+        help="those that the recipe's run draws, with its seed, steps and number of processes (default); or all of the "
+        "dataset's, with `teacher_rollouts_per_prompt` rollouts each",
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="prompts at a time, of all processes (default: 64)")
+    return parser
