@@ -40,6 +40,7 @@ class DataFormat:
         answer_column: column with the gold answer; default: `solution`, where there is one.
         box_answer: write golds as `\\boxed{...}`; boxed ones stay as they are.
         conversational: prompts as a list of messages, else as text.
+        teacher_column: column that names each row's teacher, where there are several; default: `teacher`.
     """
 
     prompt_column: str | None = None
@@ -48,6 +49,7 @@ class DataFormat:
     answer_column: str | None = None
     box_answer: bool = True
     conversational: bool = True
+    teacher_column: str | None = None
 
 
 def load_split(name: str, split: str = "train", config: str | None = None, revision: str | None = None) -> Dataset:
@@ -125,7 +127,7 @@ def matching_rows(dataset: Dataset, rule: str | None) -> list[int]:
 def prepare_dataset(
     dataset: Dataset, form: DataFormat, rule: str | None = None, max_samples: int | None = None
 ) -> Dataset:
-    """Filter rows, cut their number, and give them `prompt` and `solution`; the other columns stay.
+    """Filter rows, cut their number, and give them `prompt`, `solution` and `teacher`; the other columns stay.
 
     Args:
         rule: as in `matching_rows`. max_samples: keep the first rows, this many.
@@ -142,6 +144,8 @@ def prepare_dataset(
         answer = "solution"
     if answer is not None:
         _check_column(dataset, answer, "dataset_answer_column")
+    if form.teacher_column is not None:
+        _check_column(dataset, form.teacher_column, "dataset_teacher_column")
     numbers = matching_rows(dataset, rule)[:max_samples]
     if not numbers:
         raise ValueError("The dataset has no rows.")
@@ -157,6 +161,9 @@ def prepare_dataset(
         if "solution" in chosen.column_names:
             chosen = chosen.remove_columns("solution")
         chosen = chosen.add_column("solution", solutions)
+    if form.teacher_column not in (None, "teacher"):
+        chosen = chosen.remove_columns([name for name in ("teacher",) if name in chosen.column_names])
+        chosen = chosen.add_column("teacher", chosen[form.teacher_column])
     return chosen
 
 

@@ -154,7 +154,7 @@ def test_files_and_folders(dataset, tmp_path):
 
 def test_miniature():
     train, test = load_split("miniature"), load_split("miniature", "test")
-    assert train.column_names == ["prompt", "solution"]
+    assert train.column_names == ["prompt", "solution", "topic"]
     assert not {row["prompt"][0]["content"] for row in train} & {row["prompt"][0]["content"] for row in test}
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         load_split("miniature", "dev")
@@ -171,3 +171,11 @@ def test_files_refused(tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ValueError, match="broken.jsonl cannot be read: "):
         load_split(str(tmp_path / "broken.jsonl"))
+
+
+def test_a_column_names_the_teachers():
+    rows = Dataset.from_dict({"prompt": ["a", "b"], "solution": ["1", "2"], "field": ["maths", "code"]})
+    assert prepare_dataset(rows, DataFormat(teacher_column="field"))["teacher"] == ["maths", "code"]
+    assert "teacher" not in prepare_dataset(rows, DataFormat()).column_names
+    with pytest.raises(ValueError, match="`dataset_teacher_column` names the column 'subject'"):
+        prepare_dataset(rows, DataFormat(teacher_column="subject"))

@@ -74,10 +74,12 @@ def test_noise_never_writes_the_right_digit() -> None:
 
 def test_dataset_is_reproducible() -> None:
     first, again, other = (make_dataset("train", 50, seed) for seed in (0, 0, 1))
-    assert first.column_names == ["prompt", "solution"]
+    assert first.column_names == ["prompt", "solution", "topic"]
     assert list(first) == list(again) != list(other)
     # The rows of an earlier version, so that a change of the generator shows.
-    assert sha256(json.dumps(list(first)).encode()).hexdigest()[:16] == "7c95c09fbf1264cf"
+    rows = list(first.select_columns(["prompt", "solution"]))
+    assert sha256(json.dumps(rows).encode()).hexdigest()[:16] == "7c95c09fbf1264cf"
+    assert all((row["topic"] == "nines") == ("9" in row["prompt"][0]["content"][2:]) for row in first)
     (message,) = first[0]["prompt"]
     assert message["role"] == "user"
     assert all(row["solution"] == answer(row["prompt"][0]["content"]) for row in first)

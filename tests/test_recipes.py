@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 from sgopd_trl.cli.arguments import Parser
 from sgopd_trl.cli.train import read_command_line, resolve_reward_func
 from sgopd_trl.miniature import resolve
+from sgopd_trl.teachers.build import TeacherSpec, teacher_specs
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -38,8 +39,10 @@ def test_training_recipe(path):
     assert launch == []  # else a plain `sgopd train --config` would go through accelerate
     for func in script_args.reward_funcs:
         resolve_reward_func(func)
-    for model in (model_args.model_name_or_path, training_args.teacher_model_name_or_path):
-        assert resolve(model)
+    teachers = [settings.get("model_name_or_path") for settings in (training_args.teachers or {}).values()]
+    for model in (model_args.model_name_or_path, training_args.teacher_model_name_or_path, *teachers):
+        assert model is None or resolve(model)
+    assert all(isinstance(spec, TeacherSpec) for spec in teacher_specs(None, training_args).values())
     assert training_args.max_steps == 100
 
 
@@ -60,10 +63,12 @@ def method(recipe: str):
 
 
 def test_miniature_siblings_differ_in_the_method_only():
-    texts = {path.parent.name: yaml.safe_load(path.read_text()) for path in TRAINING if "miniature" in path.parts}
+    texts = {name(path): yaml.safe_load(path.read_text()) for path in TRAINING if "miniature" in path.parts}
     own = {"output_dir", "sign_gated_extrapolation", "gate", "lambda_high", "lambda_base", "disagree_mode"}
     own |= {"disagree_interp_beta", "teacher_sampling_enable", "teacher_sampling_ratio"}
     own |= {"teacher_sampling_phase1_end_frac", "teacher_sampling_phase2_end_frac"}
+    own |= {"teacher_model_name_or_path", "teachers", "dataset_teacher_column", "teacher_bank"}  # where it lives
+    own |= {"teacher_server_url", "teacher_server_model"}
     common = [{key: value for key, value in recipe.items() if key not in own} for recipe in texts.values()]
     assert all(recipe == common[0] for recipe in common)
     assert len({recipe["output_dir"] for recipe in texts.values()}) == len(texts)
@@ -108,10 +113,22 @@ def test_deepmath_is_appendix_c():
     )
 
 
-def test_every_value_of_appendix_c_has_a_source():
-    lines = (RECIPES / "Qwen3-1.7B" / "sgopd" / "config_deepmath.yaml").read_text().split("# Output (ours)")[0]
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("Qwen3-1.7B/sgopd/config_deepmath*.yaml")), ids=name)
+def test_every_value_of_appendix_c_has_a_source(path):
+    lines = path.read_text().split("# Output (ours)")[0]
     previous = ""
     for line in lines.splitlines():
         if line and not line.startswith("#"):
             assert " # " in line or previous.startswith("#"), line
         previous = line
+
+
+def test_the_served_teacher_is_the_loaded_one_otherwise():
+    """The two recipes differ in where the teacher lives."""
+    loaded, served = (
+        yaml.safe_load((RECIPES / "Qwen3-1.7B" / "sgopd" / f"config_deepmath{suffix}.yaml").read_text())
+        for suffix in ("", "_server")
+    )
+    different = {key for key in loaded.keys() | served.keys() if loaded.get(key) != served.get(key)}
+    where = {"teacher_model_init_kwargs", "teacher_server_url", "teacher_server_concurrency"}
+    assert different == where | {"output_dir"}

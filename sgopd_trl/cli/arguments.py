@@ -60,6 +60,12 @@ class SGOPDScriptArguments:
     dataset_answer_column: str | None = field(
         default=None, metadata={"help": "Column with the gold answer, which becomes `solution`. Default: `solution`."}
     )
+    dataset_teacher_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that says which of the `teachers` each row has, which becomes `teacher`. Default: `teacher`."
+        },
+    )
     box_answer: bool = field(
         default=True,
         metadata={

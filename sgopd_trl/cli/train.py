@@ -158,6 +158,7 @@ def load_data(
         answer_column=script_args.dataset_answer_column,
         box_answer=script_args.box_answer,
         conversational=conversational,
+        teacher_column=script_args.dataset_teacher_column,
     )
     dataset = load_split(script_args.dataset_name, split, script_args.dataset_config, script_args.dataset_revision)
     return prepare_dataset(dataset, form, script_args.dataset_filter, max_samples)

@@ -120,7 +120,8 @@ def make_dataset(split: str, size: int, seed: int = 0) -> Dataset:
         size: number of rows, all different.
 
     Returns:
-        A data set with columns `prompt` (one user message) and `solution` (two digits).
+        A data set with columns `prompt` (one user message), `solution` (two digits) and `topic`: "nines" where an
+        operand is 9, the miniature's difficult case, otherwise "others".
 
     Raises:
         ValueError: `split` is unknown or `size` is not positive.
@@ -134,5 +135,12 @@ def make_dataset(split: str, size: int, seed: int = 0) -> Dataset:
     while len(prompts) < size:
         prompts[sample_prompt(rng, split)] = None
     return Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": prompt}], "solution": answer(prompt)} for prompt in prompts]
+        [
+            {
+                "prompt": [{"role": "user", "content": prompt}],
+                "solution": answer(prompt),
+                "topic": "nines" if any(operation[1] == "9" for operation in prompt[:-1].split(";")[1:]) else "others",
+            }
+            for prompt in prompts
+        ]
     )
