@@ -47,11 +47,11 @@ def completion_lengths(count: int, longest: int, distribution: str) -> list[int]
 
 
 def build_models(folder: Path, vocab_size: int, width: int, teacher_width: int, layers: int) -> None:
-    """Random student and teacher, with a tokenizer of single characters."""
+    """Random student and teacher, with a tokenizer whose text is single characters."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-    words = {"<pad>": 0, "<eos>": 1} | {chr(i): i for i in range(2, 128)}
+    words = {"<pad>": 0, "<eos>": 1} | {chr(i) if i < 128 else f"<{i}>": i for i in range(2, vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")

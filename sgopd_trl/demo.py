@@ -35,7 +35,8 @@ PROBLEMS, SAMPLES = 8, 8  # of one step
 TRAIN_PROBLEMS, HELD_OUT_PROBLEMS = 2048, 100
 CHECKPOINT, SUMMARY = "checkpoint", "summary.json"
 DYNAMICS, SIGN_SHARES = "training_dynamics.png", "sign_shares.png"
-_OURS = {CHECKPOINT, FILE_NAME, SUMMARY, DYNAMICS, SIGN_SHARES}
+ROLLOUTS = "teacher_rollouts"
+_OURS = {CHECKPOINT, FILE_NAME, SUMMARY, DYNAMICS, SIGN_SHARES, ROLLOUTS}
 
 
 def run_demo(output_dir: Path, max_steps: int = 100, seed: int = 0) -> dict[str, Any]:
@@ -137,6 +138,7 @@ def demo_config(output_dir: Path, max_steps: int, seed: int) -> SGOPDConfig:
         output_dir=str(output_dir),
         max_steps=max_steps,
         seed=seed,
+        teacher_bank=str(output_dir / ROLLOUTS),
         per_device_train_batch_size=PROBLEMS * SAMPLES,
         num_generations=SAMPLES,
         max_completion_length=SOLUTION_TOKENS,
@@ -233,6 +235,7 @@ def _print_closing(console: Console, output_dir: Path, summary: dict[str, Any]) 
         f"  {FILE_NAME:<24} every metric of every step",
         f"  {DYNAMICS:<24} reward, length, entropy and reverse KL",
         f"  {SIGN_SHARES:<24} where verifier and teacher agreed",
+        f"  {ROLLOUTS + '/':<24} the teacher's rollouts, verified, for `datasets.load_dataset`",
         f"  {CHECKPOINT + '/':<24} the trained student, for AutoModelForCausalLM.from_pretrained",
         "\nNext:",
         "  sgopd train --config recipes/miniature/sgopd/config.yaml                      the same run from a recipe",

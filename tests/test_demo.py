@@ -18,7 +18,7 @@ from sgopd_trl.miniature import checkpoint_path
 
 
 STEPS = 4
-FILES = {"checkpoint", "metrics.jsonl", "sign_shares.png", "summary.json", "training_dynamics.png"}
+FILES = {"checkpoint", "metrics.jsonl", "sign_shares.png", "summary.json", "teacher_rollouts", "training_dynamics.png"}
 
 
 @pytest.fixture(scope="module")

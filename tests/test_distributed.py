@@ -211,8 +211,11 @@ MICRO_BATCH_SETTINGS = {
 
 @pytest.fixture(scope="module")
 def whole_step(models, tmp_path_factory) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]]:
-    folder = tmp_path_factory.mktemp("whole")
-    return {name: one_step(models, folder, 1, changes)[:2] for name, changes in MICRO_BATCH_SETTINGS.items()}
+    # A folder each: in a common one the second would find the first's teacher rollouts
+    return {
+        name: one_step(models, tmp_path_factory.mktemp(name), 1, changes)[:2]
+        for name, changes in MICRO_BATCH_SETTINGS.items()
+    }
 
 
 def one_step(models, folder: Path, cuts: int, changes: dict[str, Any]):

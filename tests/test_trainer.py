@@ -222,7 +222,8 @@ def test_no_teacher_rollout_is_asked_for_once_alpha_is_zero(folders, tmp_path, m
 
 def test_wrong_teacher_rollouts_are_filtered_unless_the_filter_is_off(folders, tmp_path):
     for filtered in (True, False):
-        trainer = make_trainer(folders, tmp_path, max_steps=3, teacher_sampling_filter_correct=filtered)
+        output = tmp_path / str(filtered)
+        trainer = make_trainer(folders, output, max_steps=3, teacher_sampling_filter_correct=filtered)
         rollouts = [rollout for step in train_recorded(trainer) for rollout in unpad_teacher(step["batches"])]
         texts = [trainer.processing_class.decode(completion, skip_special_tokens=True) for _, completion in rollouts]
         verdicts = tiny.even_digits_reward(texts)
