@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import threading
 import time
 
@@ -192,6 +193,15 @@ def test_the_key_is_needed_and_never_shown(fake, caplog):
     assert "secret" not in shown and "HTTP 500" in shown
 
 
+def test_a_key_from_a_file_ends_in_a_newline(fake):
+    fake.api_key = "very-secret"
+    assert score(connect(fake, api_key="very-secret\n")) == expected()
+    for key in ("very\nsecret", "sécret"):
+        with pytest.raises(ValueError, match="VLLM_API_KEY") as refused:
+            connect(fake, api_key=key)
+        assert "secret" not in str(refused.value) and "cret" not in str(refused.value)
+
+
 # While training
 
 
@@ -264,6 +274,17 @@ def test_a_request_that_the_server_cannot_take_is_given_up(fake):
     fake.faults = [fake_server.status(500, "Out of range float values are not JSON compliant")] * 20
     with pytest.raises(TeacherError, match="answers other requests, but this one 8 times with HTTP 500: Out of range"):
         teacher.score([[5]], [[6]], temperature=1.0)
+
+
+def test_ctrl_c_gives_up_what_is_under_way(fake):
+    teacher = connect(fake, concurrency=1, tokens_per_request=1)
+    fake.requests.clear()
+    fake.delay = 0.3
+    threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        teacher.score([[5]] * 20, [[6]] * 20, temperature=1.0)
+    time.sleep(1.0)
+    assert len(fake.scored()) <= 3
 
 
 def test_a_server_that_comes_back_is_waited_for(fake, caplog):

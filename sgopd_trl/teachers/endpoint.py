@@ -34,6 +34,9 @@ class Endpoint:
         url: as http://host:8000, with or without /v1. api_key: sent as a bearer token, and shown nowhere.
         timeout: seconds to wait for one answer.
 
+    Raises:
+        ValueError: for a key that no header can hold.
+
     Attributes:
         in_flight: requests under way. root: where the model there was loaded from, once that is known.
         verified: whether the model behind the address is known to be the right one.
@@ -42,7 +45,12 @@ class Endpoint:
 
     def __init__(self, url: str, api_key: str | None, timeout: float):
         self.url = url.rstrip("/").removesuffix("/v1")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        key = (api_key or "").strip()  # one read from a file ends in a newline
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(  # here, because the HTTP library would show it
+                "The API key has characters that an HTTP header cannot hold. Correct the environment variable VLLM_API_KEY."
+            )
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,

@@ -186,7 +186,12 @@ class ServerTeacher:
         await asyncio.gather(*(endpoint.close() for endpoint in self.endpoints))
 
     def _run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C: the servers are not left to work for nobody
+            future.cancel()
+            raise
 
     async def _ask_all(self, requests: list[tuple[dict[str, Any], Callable[[Any], T]]]) -> list[T]:
         for endpoint in self.endpoints:  # a server may have been started again since the last call
