@@ -113,6 +113,7 @@ def reward(completions, **kwargs) -> list[float]:
 def measure_steps(folder: Path, server: VLLMServer | None, options: argparse.Namespace) -> list[dict]:
     """Seconds of a step with each way of having teacher rollouts."""
     from datasets import Dataset
+    from transformers.trainer_callback import PrinterCallback
 
     from sgopd_trl import SGOPDConfig, SGOPDTrainer
     from sgopd_trl.teacher_loss import teacher_cross_entropy
@@ -154,7 +155,7 @@ def measure_steps(folder: Path, server: VLLMServer | None, options: argparse.Nam
             args=args,
             train_dataset=Dataset.from_dict({"prompt": prompts}),
         )
-        trainer.remove_callback("PrinterCallback")
+        trainer.remove_callback(PrinterCallback)
         if way == "in turn":
             trainer.teacher.runs_elsewhere = False
         batches = []

@@ -34,10 +34,8 @@ _SCHEMA = pa.schema(
     }
 )
 
+# Without `configs`: with them `datasets` would take a folder that has grown since for the one in its cache.
 _CARD = """---
-configs:
-- config_name: default
-  data_files: data/*.parquet
 tags:
 - trl
 - sgopd

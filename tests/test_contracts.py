@@ -29,12 +29,14 @@ METHODS = {
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "_tokenize_prompts": ["self", "prompts"],
+    "set_initial_training_values": ["self", "args", "dataloader"],
     "create_model_card": ["self", "model_name", "dataset_name", "tags"],
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_overridden_methods_keep_their_signatures(name):
+def test_methods_keep_their_signatures(name):
     assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == METHODS[name]
 
 
@@ -48,6 +50,7 @@ def test_log_probability_method():
     [
         ("__init__", ["_step", "_buffered_inputs", "_metrics", "_pending_extra_logs", "_pending_metrics"]),
         ("__init__", ["eos_token_ids", "_tokenizer", "reward_weights", "num_iterations", "self.tools", "rollout_func"]),
+        ("__init__", ["self.mask_truncated_completions = "]),
         ("_prepare_inputs", ["_buffered_inputs", "steps_per_generation", "split_tensor_dict", "shuffle_sequence_dict"]),
         ("_generate_and_score_completions", ["old_per_token_logps", "sampling_per_token_logps", "ref_per_token_logps"]),
         ("_generate_and_score_completions", ["tool_mask", "completion_mask", "num_items_in_batch"]),
@@ -76,6 +79,7 @@ def test_helpers():
         "seed",
     ]
     assert isinstance(DistributedBackend.is_zero3, property)
+    assert list(inspect.signature(utils.start_event_loop_in_daemon).parameters) == ["name"]
     for name in ("create_model_from_path", "use_adapter", "pad", "get_config_model_id", "global_then_local_main_first"):
         assert callable(getattr(utils, name))
 

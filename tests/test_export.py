@@ -4,12 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sgopd_trl.cli import main
 from sgopd_trl.miniature import resolve
 from sgopd_trl.miniature.export import export
 
 
 def test_an_exported_checkpoint_is_the_same_function(tmp_path):
-    export("miniature:clean", tmp_path, head_dim=32)
+    assert main(["miniature", "export", "clean", "--output_dir", str(tmp_path)]) == 0
     original, exported = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         for folder in (resolve("miniature:clean"), tmp_path)

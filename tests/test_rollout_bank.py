@@ -46,6 +46,8 @@ def test_a_rollout_comes_back_and_datasets_reads_it(tmp_path):
     dataset = load_dataset(str(tmp_path / "bank"), split="train")
     assert dataset["completion"] == ["four", "four"] and dataset["correct"] == [True, False]
     assert dataset["completion_ids"][0] == [6, 7, 1]
+    again.add([replace(ROLLOUT, number=2)])
+    assert load_dataset(str(tmp_path / "bank"), split="train").num_rows == 3  # not what `datasets` has in its cache
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,29 @@ def test_an_offloaded_teacher_trains_the_same_student(models, tmp_path, monkeypa
         assert torch.equal(weights[1][name], value)
 
 
+def test_a_quantized_teacher(tmp_path):
+    """Dtype and quantization are the teacher's own; what it scores is what the quantized model says."""
+    for seed, name in enumerate(("student", "teacher")):
+        tiny.make_model(tmp_path / name, seed=seed, hidden=64, scale=0.3)
+    kwargs = {
+        "dtype": "bfloat16",
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    }
+    passed = dict(models=tmp_path, tmp_path=tmp_path, teacher_model=str(tmp_path / "teacher"), data=tiny.dataset())
+    trainer = make_trainer(**passed, max_steps=1, teacher_model_init_kwargs=kwargs)
+    model = trainer.teacher.frozen.model
+    assert model.is_loaded_in_4bit and trainer.model.dtype == torch.float32
+    scores = trainer.teacher.score([[5, 6]], [[4, 7, 1]], temperature=1.0)[0]
+    with torch.no_grad():
+        ours = sequence_logps(model, [5, 6], [4, 7, 1]).float()
+        plain = sequence_logps(load(tmp_path / "teacher"), [5, 6], [4, 7, 1])
+    torch.testing.assert_close(scores, ours, atol=0.05, rtol=0.0)  # bfloat16
+    assert (scores - plain).abs().max() < 1.0 and not torch.allclose(scores, plain, atol=1e-3)
+    trainer.train()
+    with pytest.raises(ValueError, match="cannot move the quantized weights"):
+        make_trainer(**passed, teacher_model_init_kwargs=kwargs, teacher_offload=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CPU is its own host")
 def test_offloaded_weights_are_on_the_device_only_inside():
     model = tiny.make_model(None, seed=0)

@@ -1,0 +1,109 @@
+"""`sgopd teacher-rollouts`: ahead of a run, stopped in between, in two processes; and what it refuses."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+from test_cli import RECIPE, refused
+
+from sgopd_trl.cli import main
+from sgopd_trl.cli.launch import RECIPES
+
+
+BANK_RECIPE = RECIPE.with_name("config_bank.yaml")
+SMALL = "--per_device_train_batch_size 8 --num_generations 4 --teacher_sampling_ratio 0.5"
+
+
+def sgopd(folder: Path, arguments: str, recipe: Path = BANK_RECIPE) -> list[str]:
+    command, _, rest = arguments.partition(" ")
+    argv = f"{command} --config {recipe} {SMALL} --teacher_bank {folder / 'bank'} --output_dir {folder / 'out'} {rest}"
+    return [sys.executable, "-m", "sgopd_trl.cli", *argv.split()]
+
+
+def run(folder: Path, arguments: str) -> str:
+    result = subprocess.run(sgopd(folder, arguments), capture_output=True, text=True, cwd=folder, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def counts(output: str) -> tuple[int, int, int]:
+    """Rollouts in all, generated, and already there."""
+    found = re.search(r"(\d+) generated now, (\d+) were there; \d+ of (\d+) verified", output)
+    return int(found[3]), int(found[1]), int(found[2])
+
+
+def test_ahead_of_a_run_stopped_in_between_and_all_of_them(tmp_path):
+    part = run(tmp_path, "teacher-rollouts --max_steps 6")
+    total, generated, there = counts(part)
+    assert total == generated > 0 and there == 0
+    assert f"teacher_bank: {tmp_path / 'bank'}" in part
+
+    # 14 of 40 steps have teacher rollouts; small batches, so that the signal finds some finished and some not
+    command = sgopd(tmp_path, "teacher-rollouts --max_steps 40 --batch_size 1")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
+    rows, end = total, time.monotonic() + 120
+    while rows < total + 2 and time.monotonic() < end:
+        time.sleep(0.2)
+        rows = load_rows(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    progress = process.communicate()[1]
+    assert "Teacher rollouts" in progress
+    kept = load_rows(tmp_path)
+    total, generated, there = counts(run(tmp_path, "teacher-rollouts --max_steps 40"))
+    assert there >= kept - 2 and generated > 0  # of the 6-step plan a rollout or two may not be in that of 40
+    assert counts(run(tmp_path, "teacher-rollouts --max_steps 40")) == (total, 0, total)
+
+    run(tmp_path, "train --max_steps 40 --save_strategy no")
+    log = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
+    steps = [line for line in log if "teacher_sampling/asked" in line]
+    assert sum(line["teacher_sampling/asked"] for line in steps) == 0
+    assert sum(line["teacher_sampling/from_bank"] for line in steps) >= total
+    assert load_rows(tmp_path) == kept + generated
+
+    everything = "teacher-rollouts --prompts all --max_train_samples 5 --teacher_rollouts_per_prompt 2"
+    assert counts(run(tmp_path, everything))[0] == 10
+
+
+def load_rows(folder: Path) -> int:
+    files = list((folder / "bank").rglob("*.parquet"))
+    return load_dataset(str(folder / "bank"), split="train").num_rows if files else 0
+
+
+@pytest.mark.distributed
+def test_two_processes_share_the_work(tmp_path):
+    ddp = f"--accelerate_config {RECIPES / 'ddp.yaml'}"
+    output = run(tmp_path, f"teacher-rollouts --max_steps 10 {ddp}")
+    total, generated, _ = counts(output)
+    assert total == generated == load_rows(tmp_path) > 2
+    run(tmp_path, f"train --max_steps 10 --save_strategy no {ddp}")
+    assert load_rows(tmp_path) == total  # exactly those that the run asks for
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--teacher_sampling_enable false", "switches phased teacher sampling off"),
+        ("--teacher_sft_alpha_0 0", "switches phased teacher sampling off"),
+        ("--teacher_recorded_path recording", "there is none to ask for rollouts"),
+        ("--batch_size 0", "--batch_size must be >= 1, got 0"),
+        ("--prompts some", "invalid choice: 'some'"),
+        ("--promts all", "Unknown argument '--promts'"),
+        ("--teacher_server_url http://127.0.0.1:9", "cannot be reached"),
+    ],
+)
+def test_refused(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    error, code = refused(capsys, *sgopd(tmp_path, f"teacher-rollouts {arguments}")[3:])
+    assert message in error and code != 0 and "Traceback" not in error
+    assert not (tmp_path / "bank").exists()
+
+
+def test_help(capsys):
+    assert main(["teacher-rollouts", "--help"]) == 0
+    assert "--prompts" in capsys.readouterr().out
