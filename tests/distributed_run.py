@@ -10,12 +10,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from peft import LoraConfig
 from tiny import dataset, even_digits_reward, make_args
 from transformers import TrainerCallback
 
 from sgopd_trl import SGOPDConfig, SGOPDTrainer
+from sgopd_trl.cli.launch import end_together
 from sgopd_trl.rollout_scoring import valid_tokens
 from sgopd_trl.seeded_sampling import rollout_seed
 
@@ -247,8 +249,7 @@ def main() -> None:
     args = parser.parse_args()
     for variant in args.variants:
         train(variant, args)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    end_together(Accelerator())
 
 
 if __name__ == "__main__":

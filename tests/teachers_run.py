@@ -13,12 +13,12 @@ if os.environ.get("SGOPD_TEST_FSDP"):
 
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
-import torch
 from accelerate.utils import gather_object
 from plain_teacher import PlainTeacher
 from tiny import dataset, even_digits_reward, make_args
 
 from sgopd_trl import SGOPDTrainer
+from sgopd_trl.cli.launch import end_together
 from sgopd_trl.teachers import TeacherError
 
 
@@ -95,8 +95,7 @@ def main() -> None:
         figures["bank"] = [{key: row[key] for key in ("prompt_ids", "completion_ids", "teacher")} for row in bank]
         (options.out / "figures.json").write_text(json.dumps(figures))
     accelerator.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    end_together(accelerator)
 
 
 if __name__ == "__main__":

@@ -351,7 +351,7 @@ def test_what_is_saved_and_pushed(dataset, on_card, tmp_path, capsys):
     calls = []
     trainer = SimpleNamespace(
         args=SimpleNamespace(output_dir=str(tmp_path), push_to_hub=True),
-        accelerator=SimpleNamespace(print=print, end_training=lambda: calls.append("end")),
+        accelerator=SimpleNamespace(print=print, end_training=lambda: calls.append("end"), num_processes=1),
         state=SimpleNamespace(global_step=5),
         hub_model_id="me/student",
         save_model=lambda folder: calls.append(("save", folder)),

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
@@ -94,6 +95,22 @@ def test_a_killed_writer_loses_nothing_it_had_finished(tmp_path):
     assert len(finished) > 25
     dataset = load_dataset("parquet", data_files=str(tmp_path / "data/*.parquet"), split="train")
     assert set(finished) <= set(dataset["key"])
+
+
+def test_a_write_that_ends_halfway_is_not_seen(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+    store.append([row(1)])
+
+    def half(table, file):
+        file.write(b"PAR1")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pq, "write_table", half)
+    with pytest.raises(OSError, match="no space"):
+        store.append([row(2)])
+    monkeypatch.undo()
+    assert list(open_store(tmp_path)) == [row(1)]
+    assert store.append([row(2)]) == [row(2)] and len(open_store(tmp_path)) == 2
 
 
 def test_unfinished_files_are_neither_read_nor_kept(tmp_path):

@@ -67,6 +67,13 @@ def test_another_identity_is_refused_with_both_values(tmp_path, path, value, mes
     assert json.loads((tmp_path / "bank.json").read_text()) == IDENTITY
 
 
+def test_what_another_run_has_added_is_found(tmp_path):
+    bank, other = RolloutBank(tmp_path / "bank", IDENTITY), RolloutBank(tmp_path / "bank", IDENTITY)
+    other.add([ROLLOUT])
+    bank.refresh()
+    assert bank.get([4, 5], 0, "teacher", "4") == ROLLOUT
+
+
 def test_what_was_not_known_is_filled_in_and_further_teachers_are_added(tmp_path):
     RolloutBank(tmp_path, changed("teachers/teacher/config_hash", None))
     RolloutBank(tmp_path, changed("teachers/teacher/revision", "main"))
@@ -146,14 +153,21 @@ def test_a_later_run_and_a_resumed_one_ask_for_nothing_twice(folders, tmp_path, 
 
 
 def test_a_run_with_another_seed_uses_what_is_there(folders, tmp_path):
+    settings = dict(teacher_temperature=1.0)  # not greedy: the seeds decide
     bank = str(tmp_path / "bank")
-    trainer = make_trainer(folders, tmp_path, str(folders / "teacher"), teacher_bank=bank)
+    trainer = make_trainer(folders, tmp_path, str(folders / "teacher"), teacher_bank=bank, **settings)
     every = all_prompts(trainer)
     assert len(every) == len({json.dumps(row["prompt"]) for row in tiny.dataset()})
     fill_bank(trainer, every, batch_size=16)
-    other = make_trainer(folders, tmp_path / "other", str(folders / "teacher"), teacher_bank=bank, seed=7)
+    other = make_trainer(folders, tmp_path / "other", str(folders / "teacher"), teacher_bank=bank, seed=7, **settings)
     other.train()
     assert sum(logged(other, "teacher_sampling/asked")) == 0 < sum(logged(other, "teacher_sampling/from_bank"))
+    without = make_trainer(folders, tmp_path / "without", str(folders / "teacher"), seed=7, **settings)
+    without.train()
+    assert_equal(weights(other), weights(without))
+    # The rollouts do not depend on the run that first asked for them
+    kept, made = (t.teacher_sampling.rollouts.bank.store for t in (trainer, without))
+    assert len(made) and all(kept.get(row["key"])["completion_ids"] == row["completion_ids"] for row in made)
 
 
 @pytest.mark.parametrize(

@@ -283,8 +283,9 @@ def test_ctrl_c_gives_up_what_is_under_way(fake):
     threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         teacher.score([[5]] * 20, [[6]] * 20, temperature=1.0)
+    asked = len(fake.scored())
     time.sleep(1.0)
-    assert len(fake.scored()) <= 3
+    assert len(fake.scored()) <= asked + 1 < 20
 
 
 def test_a_server_that_comes_back_is_waited_for(fake, caplog):

@@ -119,6 +119,10 @@ def test_settings_name_the_teachers(models, tmp_path):
         ({"teacher_server_url": "host:8000"}, "`teacher_server_url` must be one or more http"),
         ({"teacher_server_url": ["http://a:1"], "temperature": 0.7}, "`temperature` = 1.*got 0.7"),
         ({"teachers": {"a": {"server_url": "http://a:1"}}, "temperature": 0.7}, "got 0.7"),
+        (
+            {"teacher_server_url": ["http://a:1"], "teacher_temperature": 2.5},
+            "up to 2, got `teacher_temperature` = 2.5",
+        ),
         ({"teachers": {"a": {"modle": "x"}}}, r"'a' has unknown settings \['modle'\]"),
         ({"teachers": {"a": {}}}, "'a' needs `model_name_or_path` or `server_url`"),
         ({"teachers": ["a"]}, "must be a mapping of names to settings"),

@@ -3,12 +3,17 @@
 import argparse
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import DATACLASSES
 from .errors import UsageError
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate_configs"  # in an editable installation
@@ -131,3 +136,13 @@ def launch_training(launch: list[str], command: list[str], gpu_count: int) -> in
         print(f"sgopd {command[0]}: a process ended with exit code {failed}; its message is above.", flush=True)
         return failed if failed > 0 else 1
     return 0
+
+
+def end_together(accelerator: "Accelerator") -> None:
+    """Ends a run of one or several processes: trackers, then the process group."""
+    gloo = accelerator.num_processes > 1 and accelerator.device.type == "cpu"
+    accelerator.end_training()
+    if gloo:
+        # gloo's threads may be about to drop the last collective's tensors, for which they need the interpreter's lock:
+        # asked for during the interpreter's exit, it ends the process with "terminate called".
+        time.sleep(0.3)

@@ -5,6 +5,7 @@ import argparse
 from ..rollout_plan import all_prompts, fill_bank, prompts_of_run
 from ..teachers import TeacherError
 from .errors import UsageError, reported
+from .launch import end_together
 from .train import build_trainer, parse_or_launch
 
 
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
         bank.bank.compact()
     say(f"{generated} generated now, {len(prompts) - generated} were there; {verified} of {len(prompts)} verified.")
     say(f"Every run over the same data uses them with `teacher_bank: {bank.folder}`.")
-    trainer.accelerator.end_training()
+    end_together(trainer.accelerator)
     return 0
 
 

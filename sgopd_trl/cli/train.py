@@ -24,6 +24,7 @@ from ..trainer import SGOPDTrainer
 from .arguments import Parser, SGOPDScriptArguments, check_command_line, check_recipe
 from .errors import UsageError, reported
 from .launch import (
+    end_together,
     launch_flags,
     launch_training,
     needs_launch,
@@ -232,4 +233,4 @@ def finish(trainer: SGOPDTrainer, script_args: SGOPDScriptArguments) -> None:
         say(f"  last checkpoint      {last}")
     if args.push_to_hub:
         say(f"  on the Hub           https://huggingface.co/{trainer.hub_model_id}")
-    trainer.accelerator.end_training()
+    end_together(trainer.accelerator)

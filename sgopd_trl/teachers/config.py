@@ -124,6 +124,10 @@ class TeacherConfig:
                 "are those of temperature 1 whatever is asked for (at 0.7 they are off by up to 0.2 nats), got "
                 f"{self.temperature!r}. Sample the student at temperature 1, or load the teacher in process."
             )
+        if self.teacher_temperature > 2:
+            raise ValueError(
+                f"vLLM samples at temperatures up to 2, got `teacher_temperature` = {self.teacher_temperature}."
+            )
         longest = self.teacher_server_request_timeout + self.teacher_server_retry_timeout
         if self.world_size > 1 and longest >= self.ddp_timeout:
             raise ValueError(
