@@ -1,0 +1,114 @@
+"""The verifiers by name, and those of the user's by import path."""
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .answers import verify_choice, verify_exact, verify_numeric
+from .reward import Verifier
+from .workers import Workers
+
+
+def exact() -> Verifier:
+    """The boxed answer is the gold, as a string."""
+    return Verifier(verify_exact, name="exact")
+
+
+def numeric(tolerance: float = 1e-6, relative: bool = True) -> Verifier:
+    """The boxed answer is a number within a tolerance of the gold."""
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"`tolerance` must be in [0, 1), got {tolerance!r}.")
+    return Verifier(verify_numeric, name="numeric", settings={"tolerance": tolerance, "relative": relative})
+
+
+def choice() -> Verifier:
+    """The boxed answer names the gold's letter."""
+    return Verifier(verify_choice, name="choice")
+
+
+def math(timeout: float = 5.0, memory_gib: float = 2.0, workers: int | None = None) -> Verifier:
+    """The boxed answer is mathematically the gold: math-verify, hardened, in worker processes.
+
+    Args:
+        timeout: seconds a verdict may take. memory_gib: GiB a worker may have. workers: processes; default: this
+            process's share of the cores.
+    """
+    from .maths import check_gold, verify_maths  # sympy takes a second to import
+
+    pool = Workers(workers, timeout=timeout, memory=int(memory_gib * 2**30), preload=["sgopd_trl.verifiers.maths"])
+    return Verifier(verify_maths, name="math", gold_problem=check_gold, workers=pool)
+
+
+VERIFIERS: dict[str, Callable[..., Verifier]] = {"math": math, "exact": exact, "numeric": numeric, "choice": choice}
+
+
+def load_verifier(name: str, settings: dict[str, Any] | None = None, also: dict[str, str] | None = None) -> Callable:
+    """The verifier of a name or of an import path, which is looked for in the working directory too.
+
+    Args:
+        name: in `VERIFIERS`; or module.function of a TRL reward function, or of a judge `(completion, gold)`, which is
+            made a `Verifier`. settings: keyword arguments for a named verifier, or for a judge.
+        also: further names, with their import paths.
+
+    Raises:
+        ValueError: with the names there are, with what is wrong with the import path, or for unknown settings.
+    """
+    settings, also = settings or {}, also or {}
+    if name in VERIFIERS:
+        return _called(VERIFIERS[name], name, settings)
+    function = _imported(name, also)
+    if _is_judge(function):
+        unknown = settings.keys() - inspect.signature(function).parameters.keys()
+        if unknown:
+            raise ValueError(f"The verifier {name!r} has no settings {sorted(unknown)}.")
+        return Verifier(function, name=function.__name__, settings=settings)
+    if inspect.isclass(function):
+        return _called(function, name, settings)
+    if settings:
+        raise ValueError(f"The reward function {name!r} takes no settings, got {settings!r}.")
+    return function
+
+
+def _called(factory: Callable, name: str, settings: dict[str, Any]) -> Callable:
+    try:
+        inspect.signature(factory).bind(**settings)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(factory).parameters) or "none"
+        raise ValueError(
+            f"The verifier {name!r} does not take the settings {settings!r} ({error}); it has {known}."
+        ) from error
+    return factory(**settings)
+
+
+def _is_judge(function: Callable) -> bool:
+    if not inspect.isfunction(function):
+        return False
+    return list(inspect.signature(function).parameters)[:2] == ["completion", "gold"]
+
+
+def _imported(name: str, also: dict[str, str]) -> Callable:
+    path = also.get(name, name)
+    names = [*VERIFIERS, *also]
+    module_name, _, function_name = path.rpartition(".")
+    if not module_name:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"Unknown reward function {name!r}.{hint} Use one of {', '.join(names)}, or an import path such as "
+            "my_lib.rewards.my_reward."
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"The reward function {name!r} cannot be imported: {error}. Names without a module are {', '.join(names)}."
+        ) from error
+    if not callable(function):
+        raise ValueError(f"The reward function {name!r} must be callable, but it is {function!r}.")
+    return function

@@ -1,0 +1,193 @@
+"""Calls in warm worker processes, each with a hard deadline and bounded memory, from any thread and from async code."""
+
+import contextlib
+import ctypes
+import multiprocessing.context
+import multiprocessing.forkserver
+import os
+import resource
+import signal
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pebble import ProcessExpired, ProcessPool
+
+
+_RESTARTS = 3  # of a pool that broke, for one round of calls
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call.
+
+    Args:
+        kind: "done"; "timeout": the deadline passed; "memory": it needed more than its worker may have; "error": it
+            raised, or its worker died.
+        value: what it returned. detail: what went wrong.
+    """
+
+    kind: Literal["done", "timeout", "memory", "error"]
+    value: Any = None
+    detail: str = ""
+
+
+class Workers:
+    """Worker processes that are started on the first call and kept.
+
+    A call that overruns its deadline is killed with its worker, which is replaced; so is a worker that has done its share
+    of calls. No worker outlives this process, however it ends. They do not run the user's script again, and inherit
+    neither its memory nor its open files: a function of `__main__` cannot be called.
+
+    Args:
+        count: processes; default: this process's share of the cores.
+        timeout: seconds a call may take, from when a worker has taken it.
+        memory: bytes of address space of a worker; `None` for no limit.
+        calls_per_worker: after which it is replaced.
+        preload: modules that every worker has from its start.
+    """
+
+    def __init__(
+        self,
+        count: int | None = None,
+        *,
+        timeout: float = 5.0,
+        memory: int | None = 2 * 2**30,
+        calls_per_worker: int = 10_000,
+        preload: Sequence[str] = (),
+    ):
+        for name, value in (("count", count or 1), ("timeout", timeout), ("calls_per_worker", calls_per_worker)):
+            if value <= 0:
+                raise ValueError(f"`{name}` must be > 0, got {value!r}.")
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.count = count or max(1, len(os.sched_getaffinity(0)) // processes)
+        self.timeout = timeout
+        self.memory = memory
+        self.calls_per_worker = calls_per_worker
+        self.preload = list(preload)
+        self._lock = threading.Lock()
+        self._pool: ProcessPool | None = None
+        self._owner: int | None = None
+        self._finalizer: weakref.finalize | None = None
+
+    def map(self, function: Callable[..., Any], calls: Sequence[tuple]) -> list[Outcome]:
+        """Makes the calls, as many at a time as there are workers.
+
+        Args:
+            function: importable by its module and name. calls: n tuples of arguments, which must pickle.
+
+        Returns:
+            n outcomes, in order. An exception of the function is one, and is not raised.
+        """
+        outcomes: list[Outcome | None] = [None] * len(calls)
+        for attempt in range(_RESTARTS + 1):
+            waiting = [place for place, outcome in enumerate(outcomes) if outcome is None]
+            pool, futures = self._schedule(function, [calls[place] for place in waiting])
+            for place, future in zip(waiting, futures, strict=True):
+                outcomes[place] = self._outcome(future, last=attempt == _RESTARTS)
+            if all(outcomes):
+                break
+            self._retire(pool)
+        return outcomes
+
+    def close(self) -> None:
+        """Ends the workers. The next call starts them again."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            self._finalizer.detach()
+            _end(pool, self._owner)
+
+    def _schedule(self, function: Callable[..., Any], calls: list[tuple]) -> tuple[ProcessPool, list[Future]]:
+        with self._lock:
+            if self._pool is None or self._owner != os.getpid():  # of a process that was forked, the parent's is no use
+                context = _Context()
+                if self.preload:
+                    context.set_forkserver_preload(self.preload)
+                self._pool = ProcessPool(
+                    self.count, self.calls_per_worker, _begin_worker, (self.memory, self.preload), context
+                )
+                self._owner = os.getpid()
+                self._finalizer = weakref.finalize(self, _end, self._pool, self._owner)
+            pool = self._pool
+        futures: list[Future] = []
+        for arguments in calls:
+            try:
+                futures.append(pool.schedule(function, args=arguments, timeout=self.timeout))
+            except RuntimeError as error:  # the pool broke, or was closed meanwhile
+                futures.append(Future())
+                futures[-1].set_exception(BrokenProcessPool(str(error)))
+        return pool, futures
+
+    def _outcome(self, future: Future, last: bool) -> Outcome | None:
+        """`None` where the pool broke and the call is to be made again."""
+        try:
+            return Outcome("done", future.result())
+        except TimeoutError:
+            return Outcome("timeout", detail=f"no answer in {self.timeout:g} s")
+        except MemoryError:
+            return Outcome("memory", detail=f"needs more than {(self.memory or 0) / 2**30:.2g} GiB")
+        except BrokenProcessPool as error:  # a worker died while it had nothing to do
+            return Outcome("error", detail=f"the workers died: {error}") if last else None
+        except ProcessExpired as error:
+            return Outcome("error", detail=f"the worker ended with exit code {error.exitcode}")
+        except Exception as error:
+            return Outcome("error", detail=f"{type(error).__name__}: {error}"[:500])
+
+    def _retire(self, pool: ProcessPool) -> None:
+        with self._lock:
+            if self._pool is pool:
+                self._pool = None
+                self._finalizer.detach()
+        _end(pool, os.getpid())
+
+
+def _end(pool: ProcessPool, owner: int) -> None:
+    if os.getpid() == owner:
+        pool.stop()
+        pool.join()
+
+
+def _begin_worker(memory: int | None, preload: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
+    # The parent is the fork server. It ends with its owner, once no worker holds the pipe by which it notices; and then
+    # the kernel kills the workers, whatever they are at.
+    os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    for module in preload:
+        __import__(module)
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+_main_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides the user's script: a worker would otherwise import it, and run what no `__name__` guard protects."""
+    with _main_lock:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Process(multiprocessing.context.ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj):
+        with _without_main():
+            return multiprocessing.context.ForkServerProcess._Popen(process_obj)
+
+
+class _Context(multiprocessing.context.ForkServerContext):
+    Process = _Process
