@@ -1,0 +1,126 @@
+"""Step-level certificates: what a verifier says of the parts of a completion, in the place of the gate's constant a1.
+
+The paper names them as the natural extension of its binary outcome (Limitations): in a rollout whose answer is wrong, a1 is
+negative on the useful steps too.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a completion and the verifier's word on it.
+
+    Args:
+        start, end: characters of the completion's text (special tokens left out), `end` not included.
+        value: above 0 it is right, below 0 wrong, 0 neither. The gate reads its sign.
+    """
+
+    start: int
+    end: int
+    value: float
+
+
+Certificate = Sequence[Step] | Sequence[float] | None
+
+
+@runtime_checkable
+class StepVerifier(Protocol):
+    """A reward function that also certifies steps: pass it among the trainer's `reward_funcs`."""
+
+    def certify(
+        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any
+    ) -> list[Certificate]:
+        """Called as TRL calls a reward function.
+
+        Returns:
+            for each of B completions its steps; or a value for each of its tokens; or `None`, where the outcome's a1
+            stands. It also stands where no step does.
+        """
+        ...
+
+
+def token_offsets(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Where each token's characters lie in the text that the ids decode to, special tokens left out.
+
+    A token that completes no character (a special one, or a part of one) has none: its start is its end.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        stream = DecodeStream(skip_special_tokens=True)
+        pieces = [stream.step(tokenizer._tokenizer, token) or "" for token in token_ids]
+    else:
+        texts = [tokenizer.decode(token_ids[:end], skip_special_tokens=True) for end in range(len(token_ids) + 1)]
+        pieces = [after[len(before) :] for before, after in zip(texts, texts[1:], strict=False)]
+    ends = [0]
+    for piece in pieces:
+        ends.append(ends[-1] + len(piece))
+    return list(zip(ends, ends[1:], strict=False))
+
+
+def token_values(
+    certificate: Certificate, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, outcome: float
+) -> list[float]:
+    """The certificate of each token: that of the step its first character lies in, else the outcome's.
+
+    Args:
+        certificate: see `StepVerifier`. token_ids: l ids. outcome: a1 of the sequence.
+
+    Returns:
+        l values.
+
+    Raises:
+        ValueError: for a value that is not finite, a step that is empty or begins before the text, and a number of values
+            that is not l.
+    """
+    if certificate is None:
+        return [outcome] * len(token_ids)
+    values = [entry.value if isinstance(entry, Step) else entry for entry in certificate]
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"a certificate's values must be finite, got {values[:20]}")
+    if not any(isinstance(entry, Step) for entry in certificate) and values:
+        if len(values) != len(token_ids):
+            raise ValueError(f"a certificate must have a value for each of {len(token_ids)} tokens, got {len(values)}")
+        return [float(value) for value in values]
+    bad = next((step for step in certificate if not 0 <= step.start < step.end), None)
+    if bad is not None:
+        raise ValueError(f"a certificate's step must have 0 <= start < end, got {bad}")
+    found = []
+    for start, end in token_offsets(tokenizer, token_ids):
+        of_it = (step.value for step in certificate if start < end and step.start <= start < step.end)
+        found.append(float(next(of_it, outcome)))
+    return found
+
+
+def gate_advantages(
+    certificates: Sequence[Certificate],
+    completion_ids: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    a1: torch.Tensor,
+    length: int,
+) -> torch.Tensor:
+    """What the gate takes for a1: certificates where there are any, the outcome's a1 elsewhere.
+
+    Args:
+        certificates, completion_ids: B each. a1: (B,). length: L, of the longest completion.
+
+    Returns:
+        (B, L), 0 behind the completions' ends.
+
+    Raises:
+        ValueError: for a certificate that does not fit its completion, with its row.
+    """
+    advantages = torch.zeros(len(completion_ids), length, dtype=a1.dtype)
+    for row, (certificate, ids, outcome) in enumerate(zip(certificates, completion_ids, a1.tolist(), strict=True)):
+        try:
+            values = token_values(certificate, ids, tokenizer, outcome)
+        except ValueError as error:
+            raise ValueError(f"The certificate of completion {row} of this batch does not fit: {error}.") from error
+        advantages[row, : len(values)] = torch.tensor(values, dtype=a1.dtype)
+    return advantages.to(a1.device)
