@@ -47,6 +47,22 @@ class StepVerifier(Protocol):
         ...
 
 
+def only_step_verifier(reward_funcs: Any) -> StepVerifier | None:
+    """The reward function that certifies steps, if there is one.
+
+    Raises:
+        ValueError: when there are several.
+    """
+    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    found = [function for function in functions if isinstance(function, StepVerifier)]
+    if len(found) > 1:
+        names = ", ".join(getattr(function, "__name__", repr(function)) for function in found)
+        raise ValueError(
+            f"The gate takes certificates from one reward function, but {names} have them. Leave one of them."
+        )
+    return found[0] if found else None
+
+
 def token_offsets(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[tuple[int, int]]:
     """Where each token's characters lie in the text that the ids decode to, special tokens left out.
 

@@ -71,7 +71,7 @@ class RolloutScorer:
         rows = mask.bool().any(1)
         scores = {"student_logps": self._student_logps(batch, rows)}
         coin = self._gate_coin(mask) if trainer.router.gate == "random" else None
-        used = rows & trainer.router.may_extrapolate(batch["advantages"])
+        used = rows & trainer.router.may_extrapolate(batch.get("gate_advantages", batch["advantages"]))
         if trainer.router.uses_reference:
             with trainer.step_log.timed("reference"):
                 reference, scored = self._reference_logps(batch, used, rows)

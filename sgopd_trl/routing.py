@@ -68,7 +68,13 @@ class Router:
         return torch.where(consensus, torch.full_like(a2, self.lambda_high), conflict)
 
     def may_extrapolate(self, a1: torch.Tensor) -> torch.Tensor:
-        """Sequences of which a token could be extrapolated, (B,) bool, as far as a1 (B,) tells before a2 is known."""
+        """Sequences of which a token could be extrapolated, (B,) bool, as far as a1 tells before a2 is known.
+
+        Args:
+            a1: (B,) or (B, L).
+        """
+        if a1.dim() == 2:
+            return self.may_extrapolate(a1.flatten()).view_as(a1).any(1)
         a2 = torch.tensor([-1.0, 0.0, 1.0], device=a1.device).expand(len(a1), -1)
         # The coin may call any token consensus.
         consensus = torch.ones_like(a2, dtype=torch.bool) if self.gate == "random" else self.consensus(a1, a2)
@@ -81,11 +87,13 @@ class Router:
         consensus: torch.Tensor,
         teacher_logps: torch.Tensor,
         ref_logps: torch.Tensor | None = None,
+        outcome: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Routed advantage of every token, (B, L), Eq. (8).
 
         Args:
-            a1: (B,) or (B, L). a2, teacher_logps: (B, L). consensus: (B, L) bool. ref_logps: (B, L), read only where
+            a1: (B,) or (B, L), the gate's: of the outcome, or certificates in its place. outcome: (B,), what the fallback
+                `"grpo"` ascends; default: `a1`. a2, teacher_logps: (B, L). consensus: (B, L) bool. ref_logps: (B, L), read only where
                 `strengths` differs from 1; may be `None` when `uses_reference` is false.
         """
         extrapolated = a2
@@ -93,7 +101,7 @@ class Router:
             extrapolated = g_opd_advantage(a2, teacher_logps, ref_logps, self.strengths(a1, a2, consensus))
         if self.gate is None:
             return extrapolated
-        a_conf = conflict_advantage(self.disagree_mode, a1, a2, extrapolated, self.beta)
+        a_conf = conflict_advantage(self.disagree_mode, a1 if outcome is None else outcome, a2, extrapolated, self.beta)
         neutral = token_classes(a1, a2) == NEUTRAL
         if self.neutral_mode == "opd":
             a_conf = torch.where(neutral, a2, a_conf)

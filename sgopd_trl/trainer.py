@@ -18,6 +18,7 @@ from trl.trainer.utils import get_config_model_id
 
 from . import checks
 from .advantages import reverse_kl_advantage, sign_flips
+from .certificates import Certificate, gate_advantages, only_step_verifier
 from .config import SGOPDConfig
 from .diagnostics import token_metrics, token_sums
 from .failure import RandomState, save_before_the_failure
@@ -34,6 +35,8 @@ from .step_log import StepLog
 from .teacher_loss import teacher_cross_entropy
 from .teachers import Teacher, TeacherError
 from .teachers.build import check_teacher_tokenizers, open_teachers, teacher_specs
+from .verifiers.reward import VerifierFailure
+from .verifiers.watch import stop_if_failing, watched_verifiers
 
 
 Batch = dict[str, Any]
@@ -134,6 +137,8 @@ class SGOPDTrainer(GRPOTrainer):
                 processing_class, None, "reference", reference_model, args.reference_model_revision, args
             )
         checks.check_reward_funcs(reward_funcs, environment_factory)
+        self.step_verifier = only_step_verifier(reward_funcs)
+        self.verifiers = watched_verifiers(reward_funcs, args.output_dir)
         if train_dataset is not None and (
             environment_factory is None or "prompt" in (train_dataset.column_names or ())
         ):
@@ -184,6 +189,7 @@ class SGOPDTrainer(GRPOTrainer):
         self.teacher_sampling = PhasedTeacherSampling(self)
         self.teacher_sampling.check_checkpointing()
         self._undecided: torch.Tensor | None = None  # rollouts whose group has equal rewards, of all processes
+        self._certificates: list[Certificate] = []  # of this process's rollouts
         self._teacher_loss = 0.0  # L_SLT of the optimizer step under way
         self.teacher_names: list[str] = []  # of this process's rollouts
         self._random_state: RandomState | None = None  # before the generation batch under way
@@ -214,6 +220,7 @@ class SGOPDTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        stop_if_failing(self.verifiers, self.accelerator)
         students = self.judged_rollouts is None
         if self.args.zero_truncated_reward:
             limit = self.max_completion_length if students else self.teacher_sampling.rollouts.max_completion_length
@@ -224,6 +231,11 @@ class SGOPDTrainer(GRPOTrainer):
             size = self.num_generations if self.model.training else self.num_generations_eval
             groups = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, size)
             self._undecided = (groups == groups[:, :1]).all(1).repeat_interleave(size)
+            if self.step_verifier is not None:
+                columns = {key: [row[key] for row in inputs] for key in inputs[0].keys() - {"prompt", "completion"}}
+                self._certificates = self.step_verifier.certify(
+                    prompts=prompts, completions=completions, completion_ids=completion_ids_list, **columns
+                )
         return rewards
 
     @property
@@ -261,6 +273,11 @@ class SGOPDTrainer(GRPOTrainer):
         first = self.accelerator.process_index * len(inputs)
         undecided = self._undecided[first : first + len(inputs)]
         batch["advantages"] = batch["advantages"].masked_fill(undecided, 0.0)
+        if self.step_verifier is not None:
+            ids = [row[kept.bool()].tolist() for row, kept in zip(batch["completion_ids"], batch["completion_mask"])]
+            batch["gate_advantages"] = gate_advantages(
+                self._certificates, ids, self._tokenizer, batch["advantages"], batch["completion_ids"].size(1)
+            )
         scores = self.scorer.score(batch)
         if self.model.training:
             self.teacher_sampling.finish()
@@ -302,7 +319,7 @@ class SGOPDTrainer(GRPOTrainer):
             mask = valid_tokens(batch)
             a2 = reverse_kl_advantage(batch["teacher_logps"], batch["student_logps"])
             phi = None if tau is None else stability_weight(a2, tau)
-            sums = sums + token_sums(batch["advantages"], a2, mask, phi)
+            sums = sums + token_sums(batch.get("gate_advantages", batch["advantages"]), a2, mask, phi)
             prepared.append((batch, mask, a2, phi))
         sums = self.accelerator.reduce(sums, reduction="sum")
         tokens, agree, *_, total_phi = sums.tolist()
@@ -311,13 +328,16 @@ class SGOPDTrainer(GRPOTrainer):
         routed = []
         flips = 0
         for batch, mask, a2, phi in prepared:
-            a1 = batch["advantages"]
+            outcome = batch["advantages"]
+            a1 = batch.get("gate_advantages", outcome)
             consensus = self.router.consensus(a1, a2, batch.get("gate_coin"), share)
-            advantages = self.router.advantages(a1, a2, consensus, batch["teacher_logps"], batch["reference_logps"])
+            advantages = self.router.advantages(
+                a1, a2, consensus, batch["teacher_logps"], batch["reference_logps"], outcome
+            )
             flips = flips + masked_sum(sign_flips(consensus, a2, advantages), mask)
             if phi is not None:
                 advantages = advantages * unit_mean(phi, total_phi, tokens)
-            routed.append(batch | {"advantages": advantages, "outcome_advantages": a1, "a2": a2})
+            routed.append(batch | {"advantages": advantages, "outcome_advantages": outcome, "a2": a2})
         flips = self.accelerator.reduce(flips, reduction="sum").item()
         for name, value in token_metrics(sums, flips).items():
             self.step_log.value(name, value)
@@ -355,7 +375,7 @@ class SGOPDTrainer(GRPOTrainer):
     def train(self, *args, **kwargs):
         try:
             return super().train(*args, **kwargs)
-        except TeacherError as error:
+        except (TeacherError, VerifierFailure) as error:
             save_before_the_failure(self, self._random_state, error)
             raise
 

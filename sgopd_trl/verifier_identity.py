@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl.trainer.utils import get_config_model_id
 
+from .verifiers.reward import Verifier
+
 
 if TYPE_CHECKING:
     from .trainer import SGOPDTrainer
@@ -22,6 +24,8 @@ def verifier_identity(trainer: "SGOPDTrainer") -> dict[str, Any]:
 
 
 def _name(function: Any) -> str:
+    if isinstance(function, Verifier):
+        return f"{function.identity()}"
     if isinstance(function, torch.nn.Module):
         return get_config_model_id(function.config)
     function = getattr(function, "func", function)  # functools.partial

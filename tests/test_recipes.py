@@ -8,9 +8,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from sgopd_trl.cli.arguments import Parser
-from sgopd_trl.cli.train import read_command_line, resolve_reward_func
+from sgopd_trl.cli.train import REWARD_FUNCS, read_command_line
 from sgopd_trl.miniature import resolve
 from sgopd_trl.teachers.build import TeacherSpec, teacher_specs
+from sgopd_trl.verifiers import load_verifier
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -38,7 +39,7 @@ def test_training_recipe(path):
     launch, (script_args, training_args, model_args) = parse(path)
     assert launch == []  # else a plain `sgopd train --config` would go through accelerate
     for func in script_args.reward_funcs:
-        resolve_reward_func(func)
+        load_verifier(func, also=REWARD_FUNCS)
     teachers = [settings.get("model_name_or_path") for settings in (training_args.teachers or {}).values()]
     for model in (model_args.model_name_or_path, training_args.teacher_model_name_or_path, *teachers):
         assert model is None or resolve(model)

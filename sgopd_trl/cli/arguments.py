@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import enum
+import json
 import types
 import typing
 from collections.abc import Collection
@@ -76,14 +77,26 @@ class SGOPDScriptArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "The verifier: exact_answer_reward, accuracy_reward, think_format_reward, "
-            "reasoning_accuracy_reward, or an import path such as my_lib.rewards.my_reward."
+            "help": "The verifier: math, exact, numeric, choice or code (docs/verifiers.md); exact_answer_reward, "
+            "line_verifier; TRL's accuracy_reward, think_format_reward, reasoning_accuracy_reward; or an import path such "
+            "as my_lib.rewards.my_reward, of a TRL reward function or of a judge (completion, gold)."
         },
+    )
+    verifier_settings: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Settings of the verifiers, by their name: {numeric: {tolerance: 1.0e-3}}."},
     )
 
     def __post_init__(self):
         if isinstance(self.reward_funcs, str):  # a single name in a recipe
             self.reward_funcs = [self.reward_funcs]
+        if isinstance(self.verifier_settings, str):  # on the command line
+            try:
+                self.verifier_settings = json.loads(self.verifier_settings)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`verifier_settings` must be a JSON object, got {self.verifier_settings!r}."
+                ) from error
 
 
 DATACLASSES = (SGOPDScriptArguments, SGOPDConfig, ModelConfig)

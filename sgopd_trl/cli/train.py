@@ -1,10 +1,7 @@
 """`sgopd train`: everything a recipe names, from the data to the model card."""
 
-import difflib
-import importlib
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +18,7 @@ from ..metrics_log import FILE_NAME, MetricsLog
 from ..miniature import resolve
 from ..teachers import TeacherError
 from ..trainer import SGOPDTrainer
+from ..verifiers import VerifierFailure, load_verifier
 from .arguments import Parser, SGOPDScriptArguments, check_command_line, check_recipe
 from .errors import UsageError, reported
 from .launch import (
@@ -38,6 +36,7 @@ from .recipe import read_recipe, split_config_flag
 
 REWARD_FUNCS = {
     "exact_answer_reward": "sgopd_trl.rewards.exact_answer_reward",
+    "line_verifier": "sgopd_trl.miniature.lines.LineVerifier",
     "accuracy_reward": "trl.rewards.accuracy_reward",
     "think_format_reward": "trl.rewards.think_format_reward",
     "reasoning_accuracy_reward": "trl.rewards.reasoning_accuracy_reward",
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> int:
         trainer = build_trainer(script_args, training_args, model_args)
     if checkpoint is not None:
         trainer.accelerator.print(f"Resuming from {checkpoint}.")
-    with reported("sgopd train", TeacherError):
+    with reported("sgopd train", TeacherError, VerifierFailure):
         trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, script_args)
     return 0
@@ -109,7 +108,12 @@ def build_trainer(
     Raises:
         ValueError: when something is missing or does not fit together. OSError: when a model or dataset cannot be had.
     """
-    reward_funcs = [resolve_reward_func(name) for name in script_args.reward_funcs]
+    settings = script_args.verifier_settings or {}
+    if unknown := settings.keys() - set(script_args.reward_funcs):
+        raise ValueError(
+            f"`verifier_settings` are for {sorted(unknown)}, but `reward_funcs` are {script_args.reward_funcs}."
+        )
+    reward_funcs = [load_verifier(name, settings.get(name), REWARD_FUNCS) for name in script_args.reward_funcs]
     model = resolve(model_args.model_name_or_path)
     for role in ("teacher_model_name_or_path", "reference_model_name_or_path"):
         if getattr(training_args, role) is not None:
@@ -163,35 +167,6 @@ def load_data(
     )
     dataset = load_split(script_args.dataset_name, split, script_args.dataset_config, script_args.dataset_revision)
     return prepare_dataset(dataset, form, script_args.dataset_filter, max_samples)
-
-
-def resolve_reward_func(name: str) -> Callable[..., list[float | None]]:
-    """The reward function of a name in `REWARD_FUNCS`, or of an import path, looked for in the working directory too.
-
-    Raises:
-        ValueError: listing the names there are, or with what is wrong with the import path.
-    """
-    path = REWARD_FUNCS.get(name, name)
-    module_name, _, function_name = path.rpartition(".")
-    if not module_name:
-        near = difflib.get_close_matches(name, REWARD_FUNCS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"Unknown reward function {name!r}.{hint} Use one of {', '.join(REWARD_FUNCS)}, or an import path such as "
-            "my_lib.rewards.my_reward."
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"The reward function {name!r} cannot be imported: {error}. Names without a module are "
-            f"{', '.join(REWARD_FUNCS)}."
-        ) from error
-    if not callable(function):
-        raise ValueError(f"The reward function {name!r} must be callable, but it is {function!r}.")
-    return function
 
 
 def find_checkpoint(args: SGOPDConfig) -> str | None:
