@@ -26,14 +26,16 @@ def sg_opd_loss(
     """The whole step's loss for the sign gate with interp at beta = 1.
 
     Args:
-        rollouts: dicts of `prompt`, `completion` (token ids), `a1`, and (L,) `old`, `teacher`, `reference` log-probs.
+        rollouts: dicts of `prompt`, `completion` (token ids), `a1`, and (L,) `old`, `teacher`, `reference` log-probs;
+            `certificates` (L,) in the place of a1 where there are any.
     """
     phis, advantages = [], []
     for rollout in rollouts:
         a2 = rollout["teacher"] - rollout["old"]
         advantage = a2.clone()
+        certificates = rollout.get("certificates", [rollout["a1"]] * len(a2))
         for t in range(len(a2)):
-            if rollout["a1"] * a2[t] > 0:
+            if certificates[t] * a2[t] > 0:
                 advantage[t] = a2[t] + (lambda_high - 1) * (rollout["teacher"][t] - rollout["reference"][t])
         advantages.append(advantage)
         phis.append(torch.ones_like(a2) if tau is None else (tau / a2.abs()).clamp(max=1))

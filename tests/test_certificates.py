@@ -3,10 +3,13 @@
 import random
 
 import pytest
+import tiny
 import torch
+from reference import StepRecorder, relative_error, sequence_logps, sg_opd_loss, unpad
 from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from sgopd_trl import SGOPDTrainer
 from sgopd_trl.certificates import Step, gate_advantages, token_offsets, token_values
 from sgopd_trl.miniature import make_tokenizer
 from sgopd_trl.miniature.lines import LineVerifier, line_certificate
@@ -127,3 +130,90 @@ def test_as_a_reward_function_with_certificates():
     assert verifier(completions=messages, solution=["39", "39"], prompts=prompts) == [1.0, 0.0]
     steps = verifier.certify(prompts=prompts, completions=messages, completion_ids=[[], []], solution=["39"] * 2)
     assert [len(certificate) for certificate in steps] == [9, 1]
+
+
+# In a trainer
+
+
+class Digits:
+    """Right where the number of digits is even; certifies each digit: even ones are right, odd ones wrong."""
+
+    __name__ = "digits"
+
+    def __init__(self, certified=lambda row: True):
+        self.certified = certified
+
+    def __call__(self, completions, **kwargs):
+        return tiny.even_digits_reward(completions)
+
+    def certify(self, prompts, completions, completion_ids, **columns):
+        texts = [completion[0]["content"] for completion in completions]
+        assert len(prompts) == len(texts) == len(completion_ids) == len(columns["solution"])
+        return [
+            [Step(at, at + 1, 1 - 2 * (int(c) % 2)) for at, c in enumerate(text) if c.isdigit()]
+            if self.certified(row)
+            else None
+            for row, text in enumerate(texts)
+        ]
+
+
+def make_trainer(folders, tmp_path, reward, **overrides) -> SGOPDTrainer:
+    return SGOPDTrainer(
+        model=str(folders / "student"),
+        reward_funcs=reward,
+        args=tiny.make_args(tmp_path, **overrides),
+        train_dataset=tiny.dataset(),
+        teacher_model=str(folders / "teacher"),
+    )
+
+
+def by_hand(rollout) -> list[float]:
+    tokens = [TOKENIZER.decode([token], skip_special_tokens=True) for token in rollout["completion"]]
+    return [1.0 - 2 * (int(text) % 2) if text.isdigit() else rollout["a1"] for text in tokens]
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_gradients_of_steps_whose_gate_reads_certificates(folders, tmp_path, order):
+    trainer = make_trainer(
+        folders,
+        tmp_path,
+        Digits(),
+        per_device_train_batch_size=8 // order,
+        gradient_accumulation_steps=order,
+        max_steps=2,
+        max_grad_norm=1e9,
+        teacher_sampling_enable=False,
+    )
+    recorder = StepRecorder().watch(trainer)
+    trainer.train()
+    initial, teacher = (AutoModelForCausalLM.from_pretrained(folders / name) for name in ("student", "teacher"))
+    differ = 0
+    for step in recorder.steps:
+        student = AutoModelForCausalLM.from_pretrained(folders / "student")
+        student.load_state_dict(step["weights"])
+        rollouts = unpad(step["batches"])
+        with torch.no_grad():
+            for rollout in rollouts:
+                for name, model in (("old", student), ("teacher", teacher), ("reference", initial)):
+                    rollout[name] = sequence_logps(model, rollout["prompt"], rollout["completion"])
+                rollout["certificates"] = by_hand(rollout)
+                differ += sum(c * rollout["a1"] < 0 for c in rollout["certificates"])
+        loss = sg_opd_loss(student, rollouts)
+        loss.backward()
+        gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+        assert relative_error(step["gradients"], gradients) < 1e-5
+    assert differ > 5  # certificates say otherwise than the outcome
+
+
+def test_without_a_certificate_it_is_the_outcomes_gate(folders, tmp_path):
+    weights = []
+    for name, reward in (("outcome", tiny.even_digits_reward), ("none", Digits(lambda row: False))):
+        trainer = make_trainer(folders, tmp_path / name, reward, disagree_mode="grpo")
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+def test_one_reward_function_certifies(folders, tmp_path):
+    with pytest.raises(ValueError, match="from one reward function, but digits, line_verifier have them"):
+        make_trainer(folders, tmp_path, [Digits(), LineVerifier()])
