@@ -1,4 +1,5 @@
-"""The sweeps on the miniature that chose the defaults the paper does not give: alpha_0, tau and lambda_base.
+"""The sweeps on the miniature that chose the defaults the paper does not give (alpha_0, tau and lambda_base), and the one
+that compares step-level certificates with the outcome.
 
 Student `noisy`, teacher `nine`, 50 steps of 8 prompts x 8 samples, SG-OPD's other settings at their defaults. Each run is one
 line of the output file, so an interrupted study goes on where it stopped:
@@ -27,19 +28,34 @@ SWEEPS = {
         {"gate": "random"},
         {"gate": "positive"},
     ],
+    "certificates": [
+        {"sign_gated_extrapolation": False, "teacher_sampling_enable": False},
+        {"teacher_sampling_enable": False},
+        {"teacher_sampling_enable": False, "certificates": True},
+        {"teacher_sampling_enable": False, "gate": "random"},
+        {"teacher_sampling_enable": False, "gate": "random", "certificates": True},
+        {"teacher_sampling_enable": False, "gate": "positive", "certificates": True},
+    ],
 }
 
 
 def run(overrides: dict, seed: int, steps: int) -> dict[str, float]:
-    """Trains once and samples 8 solutions of each of 100 held-out problems."""
+    """Trains once and samples 8 solutions of each of 100 held-out problems.
+
+    Args:
+        overrides: of the trainer's settings; `certificates` has the solutions checked line by line.
+    """
     from transformers import PrinterCallback
 
     from sgopd_trl import SGOPDConfig, SGOPDTrainer
     from sgopd_trl.evaluation import evaluate
     from sgopd_trl.miniature import checkpoint_path, make_dataset
+    from sgopd_trl.miniature.lines import LineVerifier
     from sgopd_trl.miniature.task import SOLUTION_TOKENS
     from sgopd_trl.rewards import exact_answer_reward
 
+    overrides = dict(overrides)
+    reward = LineVerifier() if overrides.pop("certificates", False) else exact_answer_reward
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(
             output_dir=folder,
@@ -59,7 +75,7 @@ def run(overrides: dict, seed: int, steps: int) -> dict[str, float]:
         )
         trainer = SGOPDTrainer(
             model=str(checkpoint_path("noisy")),
-            reward_funcs=exact_answer_reward,
+            reward_funcs=reward,
             args=SGOPDConfig(**(settings | overrides)),
             train_dataset=make_dataset("train", 2048, seed),
             teacher_model=str(checkpoint_path("nine")),
