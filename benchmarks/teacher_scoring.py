@@ -170,7 +170,12 @@ def measure_steps(folder: Path, server: VLLMServer | None, options: argparse.Nam
             trainer.train()
         log = [line for line in trainer.state.log_history if "step_time" in line][1:]
         micro_steps = args.gradient_accumulation_steps
-        row = {"teacher_rollouts": way, "hidden_share": statistics.median(line["teacher/hidden_share"] for line in log)}
+        row = {
+            "teacher_rollouts": way,
+            "hidden_share": statistics.median(
+                line["teacher/hidden_share"] for line in log if "teacher/hidden_share" in line
+            ),
+        }
         row["seconds"] = statistics.median(line["step_time"] for line in log)
         row["asked"] = sum(line.get("teacher_sampling/asked", 0) for line in log)
         if way == "bank":

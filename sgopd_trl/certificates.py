@@ -47,20 +47,46 @@ class StepVerifier(Protocol):
         ...
 
 
-def only_step_verifier(reward_funcs: Any) -> StepVerifier | None:
-    """The reward function that certifies steps, if there is one.
+class StepCertificates:
+    """The certificates of a trainer's rollouts, where one of its reward functions gives them.
 
     Raises:
-        ValueError: when there are several.
+        ValueError: when several do.
     """
-    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    found = [function for function in functions if isinstance(function, StepVerifier)]
-    if len(found) > 1:
-        names = ", ".join(getattr(function, "__name__", repr(function)) for function in found)
-        raise ValueError(
-            f"The gate takes certificates from one reward function, but {names} have them. Leave one of them."
+
+    def __init__(self, reward_funcs: Any):
+        functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        found = [function for function in functions if isinstance(function, StepVerifier)]
+        if len(found) > 1:
+            names = ", ".join(getattr(function, "__name__", repr(function)) for function in found)
+            raise ValueError(
+                f"The gate takes certificates from one reward function, but {names} have them. Leave one of them."
+            )
+        self.verifier: StepVerifier | None = found[0] if found else None
+        self._certificates: list[Certificate] = []
+        self._completion_ids: list[list[int]] = []
+
+    def ask(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]
+    ) -> None:
+        """Has this process's rollouts certified. The arguments are those of TRL's `_calculate_rewards`."""
+        if self.verifier is None:
+            return
+        columns = {key: [row[key] for row in inputs] for key in inputs[0].keys() - {"prompt", "completion"}}
+        self._completion_ids = completion_ids
+        self._certificates = self.verifier.certify(
+            prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
         )
-    return found[0] if found else None
+
+    def gate_advantages(
+        self, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, torch.Tensor]:
+        """What the batch's gate takes for a1, (B, L), under its own name; nothing where no certificates are given."""
+        if self.verifier is None:
+            return {}
+        length = batch["completion_ids"].size(1)
+        values = gate_advantages(self._certificates, self._completion_ids, tokenizer, batch["advantages"], length)
+        return {"gate_advantages": values}
 
 
 def token_offsets(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[tuple[int, int]]:

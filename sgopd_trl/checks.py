@@ -13,6 +13,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from .gold_answers import check_answers
+from .teacher_sampling import prompt_key
 
 
 if TYPE_CHECKING:
@@ -129,9 +130,10 @@ def check_teacher_sampling(
     student = args.generation_batch_size // args.num_generations
     ratio = args.teacher_sampling_ratio
     needed = student + math.ceil(student * ratio / (1 - ratio))
-    if len(dataset) < needed:
+    distinct = len({prompt_key(prompt) for prompt in dataset["prompt"]})
+    if distinct < needed:
         raise ValueError(
-            f"The dataset has {len(dataset)} prompts, but a generation batch needs {needed}: {student} for the student "
+            f"The dataset has {distinct} distinct prompts, but a generation batch needs {needed}: {student} for the student "
             f"and, at `teacher_sampling_ratio` = {ratio}, {needed - student} others for the teacher. Add prompts, {remedy}"
         )
 

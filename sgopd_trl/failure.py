@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .teachers import TeacherError
@@ -39,22 +38,24 @@ class RandomState:
             torch.cuda.set_rng_state_all(self.cuda)
 
 
-def save_before_the_failure(trainer: "SGOPDTrainer", state: RandomState, error: TeacherError) -> None:
+def save_before_the_failure(
+    trainer: "SGOPDTrainer", state: RandomState, last_checkpoint: str | None, error: TeacherError
+) -> None:
     """Saves a checkpoint of the last finished step, and adds to the error where it is. Collective.
 
     A teacher is asked before the first backward pass of an optimizer step, so the weights are those of the last step;
     with the random state from before the rollouts, a resumed run samples them again.
 
     Args:
-        state: from before the generation batch that failed.
+        state: from before the generation batch or evaluation that failed.
+        last_checkpoint: the folder that this run has saved last, or was resumed from.
     """
     step = trainer.state.global_step
     if step == 0:
         error.add_note("No step was finished, so there is nothing to resume.")
         return
     folder = os.path.join(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-    (saved,) = broadcast_object_list([os.path.isdir(folder)])  # decided once: saving makes the folder
-    if not saved:
+    if last_checkpoint is None or os.path.realpath(folder) != os.path.realpath(last_checkpoint):
         state.restore()
         trainer._save_checkpoint(trainer.model, trial=None)
     error.add_note(f"Step {step} is saved in {folder}; go on with `resume_from_checkpoint`.")

@@ -1,12 +1,24 @@
 """The part of the model card that TRL's template does not write: the method's settings and the run's figures."""
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers import TrainerState
 
+
+PAPER = {
+    "title": "SG-OPD: Sign-Gated On-Policy Distillation via Sign-Consistency Gating and Phased Teacher Sampling",
+    # docstyle-ignore
+    "citation": textwrap.dedent("""\
+        @article{xu2026sgopd,
+            title        = {{SG-OPD: Sign-Gated On-Policy Distillation via Sign-Consistency Gating and Phased Teacher Sampling}},
+            author       = {Haoran Xu and Hongyu Wang and Yifei Gao and Jiaze Li and Xiaofeng Zhang and Xiaosong Yuan},
+            year         = 2026,
+        }"""),
+}
 
 _BEGIN, _END = "<!-- sgopd: begin -->", "<!-- sgopd: end -->"
 _METHOD = (

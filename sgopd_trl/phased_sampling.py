@@ -114,8 +114,8 @@ class PhasedTeacherSampling:
                 self._rollouts[window].append(rollout)
         tokens = sum(len(rollout.completion_ids) for window in self._rollouts for rollout in window)
         for name, total in (
-            ("asked", len(pending.missing)),
-            ("from_bank", len(rollouts) - len(pending.missing)),
+            ("asked", pending.asked),
+            ("from_bank", len(rollouts) - pending.asked),
             ("verified", sum(rollout.correct for rollout in rollouts)),
             ("tokens", tokens),
         ):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from .atomic_file import write_whole
 from .parquet_store import ParquetStore
 
 
@@ -105,16 +105,18 @@ class RolloutBank:
             raise ValueError(
                 f"{self.folder} is not a bank of teacher rollouts: it has no {MANIFEST}. Name an empty or new folder."
             )
+        check_identity(self.folder, identity)
         self.store = ParquetStore(self.folder, _SCHEMA, ["key"])
         with self.store.lock:
+            check_identity(self.folder, identity)  # another run may have made the bank meanwhile
             stored = json.loads(manifest.read_text()) if manifest.exists() else None
             if stored is None and len(self.store) > 0:
                 raise ValueError(f"{self.folder} holds rollouts but no {MANIFEST}, so it is not known whose they are.")
-            complete = dict(identity) if stored is None else _completed(stored, identity, self.folder)
+            complete = dict(identity) if stored is None else _completed(stored, identity)
             if complete != stored:
-                _write(manifest, json.dumps(complete, indent=2) + "\n")
+                write_whole(manifest, json.dumps(complete, indent=2) + "\n")
             if not (self.folder / "README.md").exists():
-                _write(self.folder / "README.md", _CARD)
+                write_whole(self.folder / "README.md", _CARD)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -127,26 +129,22 @@ class RolloutBank:
         """Merges the many small files of a run into one."""
         self.store.compact()
 
-    def get(self, prompt_ids: Sequence[int], number: int, teacher: str, answer: str | None) -> BankRollout | None:
-        """A prompt's rollout, or `None` where the bank has none.
+    def get(self, key: str) -> BankRollout | None:
+        """The rollout of a `rollout_key`, or `None` where the bank has none.
 
-        Raises:
-            ValueError: when it was judged against another answer.
+        Its verdict holds for its `answer`: a dataset may have another one for the prompt by now.
         """
-        row = self.store.get(rollout_key(prompt_ids, number, teacher))
-        if row is None:
-            return None
-        if row["answer"] != answer:
-            raise ValueError(
-                f"The bank {self.folder} judged a rollout against the answer {row['answer']!r}, but the dataset now has "
-                f"{answer!r} for the prompt {row['prompt']!r}. Use another `teacher_bank`, or the data it was made for."
-            )
-        return _rollout(row)
+        row = self.store.get(key)
+        return None if row is None else _rollout(row)
 
     def add(self, rollouts: Sequence[BankRollout]) -> list[BankRollout]:
-        """Stores rollouts, and returns what is stored: another run's, where that was faster."""
+        """Stores rollouts, and returns what is stored: another run's, where that was faster.
+
+        Where that was judged against another answer, the given one is returned, and not stored.
+        """
         rows = [{"key": rollout_key(r.prompt_ids, r.number, r.teacher)} | asdict(r) for r in rollouts]
-        return [_rollout(row) for row in self.store.append(rows)]
+        stored = [_rollout(row) for row in self.store.append(rows)]
+        return [theirs if theirs.answer == ours.answer else ours for ours, theirs in zip(rollouts, stored, strict=True)]
 
 
 def rollout_key(prompt_ids: Sequence[int], number: int, teacher: str) -> str:
@@ -158,13 +156,16 @@ def _rollout(row: Mapping[str, Any]) -> BankRollout:
     return BankRollout(**{field.name: row[field.name] for field in fields(BankRollout)})
 
 
-def _completed(stored: dict[str, Any], identity: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The manifest with what it did not know yet.
+def check_identity(folder: str | os.PathLike, identity: Mapping[str, Any]) -> None:
+    """Refuses a bank whose rollouts were made otherwise. Entries that are left out or `None` are not compared.
 
     Raises:
         ValueError: with every entry that differs.
     """
-    ours, theirs = _flat(identity), _flat(stored)
+    manifest = Path(folder) / MANIFEST
+    if not manifest.exists():
+        return
+    ours, theirs = _flat(identity), _flat(json.loads(manifest.read_text()))
     different = [
         f"{name}: the bank has {theirs[name]!r}, this run {value!r}"
         for name, value in ours.items()
@@ -175,6 +176,10 @@ def _completed(stored: dict[str, Any], identity: Mapping[str, Any], folder: Path
             f"The rollouts in {folder} were made otherwise. {'; '.join(different)}. Set another `teacher_bank`, or the "
             "settings they were made with."
         )
+
+
+def _completed(stored: dict[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with what it did not know yet."""
     known = stored["teachers"]
     teachers = known | {
         name: {key: value if known.get(name, {}).get(key) is None else known[name][key] for key, value in entry.items()}
@@ -189,14 +194,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {
         path: leaf for key, entry in value.items() for path, leaf in _flat(entry, f"{name}.{key}".strip(".")).items()
     }
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:

@@ -25,14 +25,15 @@ def prompts_of_run(trainer: "SGOPDTrainer") -> list[TeacherPrompt]:
     sampling = trainer.teacher_sampling
     steps = sampling.windows * trainer.num_iterations  # optimizer steps that one generation batch serves
     keys = [prompt_key(prompt) for prompt in dataset["prompt"]]
-    prompts: dict[tuple[str, int], TeacherPrompt] = {}
+    prompts: dict[tuple[str, str, int], TeacherPrompt] = {}
     for generation, indices in enumerate(_generation_batches(trainer)):
         first = generation * steps
         if first >= state.max_steps or all(sampling.alpha(step + 1) == 0 for step in range(first, state.max_steps)):
             break
         for window in sampling.draw(first, {keys[index] for index in indices}):
             for prompt in window:
-                prompts.setdefault((prompt_key(prompt.row["prompt"]), prompt.number), prompt)
+                key = (prompt_key(prompt.row["prompt"]), trainer.teacher_name(prompt.row), prompt.number)
+                prompts.setdefault(key, prompt)
     return list(prompts.values())
 
 
@@ -50,11 +51,15 @@ def _generation_batches(trainer: "SGOPDTrainer") -> Iterator[list[int]]:
 
 
 def all_prompts(trainer: "SGOPDTrainer") -> list[TeacherPrompt]:
-    """Every distinct prompt of the dataset, in a seeded order, with `teacher_rollouts_per_prompt` rollouts each."""
-    rows = {prompt_key(prompt): index for index, prompt in reversed(list(enumerate(trainer.train_dataset["prompt"])))}
-    order = sorted(rows, key=lambda key: rollout_seed(trainer.args.seed, "bank", key))
+    """Every distinct prompt of the dataset and its teacher, in a seeded order, with `teacher_rollouts_per_prompt` rollouts
+    each."""
+    dataset, rows = trainer.train_dataset, {}
+    columns = [column for column in ("prompt", "teacher") if column in dataset.column_names]
+    for index, row in enumerate(dataset.select_columns(columns)):
+        rows.setdefault((prompt_key(row["prompt"]), trainer.teacher_name(row)), index)
+    order = sorted(rows, key=lambda key: rollout_seed(trainer.args.seed, "bank", *key))
     numbers = range(trainer.args.teacher_rollouts_per_prompt)
-    return [TeacherPrompt(trainer.train_dataset[rows[key]], number) for key in order for number in numbers]
+    return [TeacherPrompt(dataset[rows[key]], number) for key in order for number in numbers]
 
 
 def fill_bank(trainer: "SGOPDTrainer", prompts: Sequence[TeacherPrompt], batch_size: int) -> tuple[int, int]:
@@ -75,7 +80,7 @@ def fill_bank(trainer: "SGOPDTrainer", prompts: Sequence[TeacherPrompt], batch_s
             following = None if start is None else rollouts.ask(prompts[start : start + batch_size])
             if pending is not None:
                 verified += sum(rollout.correct for rollout in rollouts.collect(pending))
-                generated += len(pending.missing)
+                generated += pending.asked
                 progress.update(len(pending.prompts))
                 progress.set_postfix(verified=verified, generated=generated)
             pending = following

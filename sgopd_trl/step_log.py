@@ -51,14 +51,17 @@ class StepLog:
             self._seconds[name] += seconds
 
     def finish_step(self) -> None:
-        """Logs the seconds of each part, and how much of the teacher's time was hidden behind other work."""
+        """Logs the seconds of each part, and how much of the teacher's time was hidden behind other work.
+
+        The share is logged for steps in which a teacher has worked: the others have none, and would count in a mean.
+        """
         # The update's time is that of TRL's whole step, which began by preparing its inputs.
         self._seconds["update"] -= self._seconds.pop("prepare", 0.0)
         for name in PARTS:
             self.value(f"seconds/{name}", self._seconds.pop(name, 0.0))
         self.value("seconds/teacher_worked", self._teacher_worked)
-        hidden = 1 - self._teacher_waited / self._teacher_worked if self._teacher_worked else 0.0
-        self.value("teacher/hidden_share", hidden)
+        if self._teacher_worked:
+            self.value("teacher/hidden_share", 1 - self._teacher_waited / self._teacher_worked)
         self._teacher_worked = self._teacher_waited = 0.0
 
     @contextmanager

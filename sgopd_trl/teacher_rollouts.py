@@ -5,17 +5,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
+from .main_process import on_main_process
 from .overlap import TeacherCall
-from .rollout_bank import BankRollout, RolloutBank, identity_hash, tokenizer_hash
+from .rollout_bank import BankRollout, RolloutBank, check_identity, identity_hash, rollout_key, tokenizer_hash
 from .seeded_sampling import rollout_seed
 from .teacher_sampling import prompt_key
 from .teachers import SamplingSettings
-from .verifier_identity import verifier_identity
+from .unverified_rollouts import UnverifiedRollouts
+from .verifier_identity import verdict_rule, verifier_identity
 
 
 if TYPE_CHECKING:
+    from .config import SGOPDConfig
     from .trainer import SGOPDTrainer
 
 
@@ -29,21 +32,28 @@ class TeacherPrompt:
 
 @dataclass
 class PendingRollouts:
-    """Rollouts that the teacher is asked for.
+    """Rollouts that a verdict is wanted of.
 
     Attributes:
-        prompts, prompt_ids, found: of all prompts; what the bank held, or `None`. missing: indices of the others.
-        mine, seeds: those this process asks for. share: how many each process judges. call: the teacher's.
+        prompts, prompt_ids, found: of all prompts; what the bank held with its verdict, or `None`.
+        written: of all prompts; token ids of rollouts that were there without a verdict on this answer, or `None`.
+        missing: indices of those to be judged. mine: those this process judges. share: how many each process judges.
+        call: of the teacher, for those of `mine` that are not written; `None` where none is missing anywhere.
     """
 
     prompts: list[TeacherPrompt]
     prompt_ids: list[list[int]]
     found: list[BankRollout | None]
+    written: list[list[int] | None]
     missing: list[int]
     mine: list[int]
-    seeds: list[int]
     share: int
-    call: TeacherCall
+    call: TeacherCall[list[list[int]]] | None
+
+    @property
+    def asked(self) -> int:
+        """How many the teacher is asked for, by all processes."""
+        return sum(self.written[index] is None for index in self.missing)
 
 
 class TeacherRollouts:
@@ -56,64 +66,99 @@ class TeacherRollouts:
     def __init__(self, trainer: "SGOPDTrainer"):
         self.trainer = trainer
         args = trainer.args
-        self.max_completion_length = args.teacher_max_completion_length or args.max_completion_length
-        self.settings = SamplingSettings(
-            args.teacher_temperature, args.teacher_top_p, args.teacher_top_k, self.max_completion_length
-        )
+        self.settings = sampling_settings(args)
+        self.max_completion_length = self.settings.max_new_tokens
         self.judged: list[list[int]] | None = None  # set while TRL decodes and judges the teacher's rollouts
         identity = self.identity()
-        self.folder = args.teacher_bank or os.path.join(args.output_dir, f"teacher_rollouts-{identity_hash(identity)}")
-        # The main process alone reads and writes; the others hear from it.
-        self.bank = RolloutBank(self.folder, identity) if trainer.accelerator.is_main_process else None
+        # Names that begin with an underscore are left out when the output folder is pushed to the Hub
+        own = os.path.join(args.output_dir, f"_teacher_rollouts-{identity_hash(identity)}")
+        self.folder = args.teacher_bank or own
+        self.bank: RolloutBank | None = None  # the main process alone reads and writes; the others hear from it
+        on_main_process(trainer.accelerator, lambda: self._open(identity))
+        self.unverified = UnverifiedRollouts(self.folder)
+
+    def _open(self, identity: dict[str, Any]) -> None:
+        self.bank = RolloutBank(self.folder, identity)
 
     def identity(self) -> dict[str, Any]:
         """What the rollouts and their verdicts depend on, as JSON values."""
-        tokenizer = {"tokenizer_hash": tokenizer_hash(self.trainer._tokenizer)}
+        trainer = self.trainer
+        tokenizer = {"tokenizer_hash": tokenizer_hash(trainer._tokenizer)}
         return {
-            "teachers": {name: entry | tokenizer for name, entry in self.trainer.teacher.identity().items()},
-            "sampling": asdict(self.settings),
-            "verifier": verifier_identity(self.trainer),
+            "teachers": {name: entry | tokenizer for name, entry in trainer.teacher.identity().items()},
+            "sampling": asdict(self.settings) | {"student_eos_token_ids": sorted(trainer.eos_token_ids)},
+            "verifier": verifier_identity(trainer),
         }
 
     def ask(self, prompts: Sequence[TeacherPrompt]) -> PendingRollouts:
         """Looks the prompts up in the bank, and has the teacher generate what it does not hold. Collective."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         rows = [prompt.row for prompt in prompts]
-        names = [trainer.teacher_name(row) for row in rows]
         prompt_ids = trainer._tokenize_prompts([row["prompt"] for row in rows])[0] if rows else []
-        found: list[BankRollout | None] = [None] * len(rows)
-        if accelerator.is_main_process and rows:
-            self.bank.refresh()
-            found = [
-                self.bank.get(ids, prompt.number, name, self._answer(prompt.row))
-                for ids, prompt, name in zip(prompt_ids, prompts, names, strict=True)
-            ]
-        (found,) = broadcast_object_list([found])
-        missing = [index for index, rollout in enumerate(found) if rollout is None]
+        pending = PendingRollouts(list(prompts), prompt_ids, [], [], [], [], 0, None)
+        if not rows:
+            return pending
+        looked_up = on_main_process(accelerator, lambda: self._look_up(pending))
+        pending.found, pending.written = map(list, zip(*looked_up, strict=True))
+        missing = pending.missing = [index for index, rollout in enumerate(pending.found) if rollout is None]
         # Every process judges as many rollouts, for TRL gathers the rewards; what is repeated to get there is dropped.
-        share = -(-len(missing) // accelerator.num_processes)
+        share = pending.share = -(-len(missing) // accelerator.num_processes)
         places = [accelerator.process_index * share + i for i in range(share)]
-        mine = [missing[place] for place in places if place < len(missing)]
-        seeds = [rollout_seed("teacher", prompt_ids[i], prompts[i].number) for i in mine]
-        call = TeacherCall(
-            lambda: trainer.teacher.generate(
-                [prompt_ids[i] for i in mine], seeds, self.settings, names=[names[i] for i in mine]
-            ),
-            background=trainer.teacher.runs_elsewhere,
+        pending.mine = [missing[place] for place in places if place < len(missing)]
+        if pending.asked > 0:
+            pending.call = TeacherCall(lambda: self._generate(pending), background=trainer.teacher.runs_elsewhere)
+        return pending
+
+    def _look_up(self, pending: PendingRollouts) -> list[tuple[BankRollout | None, list[int] | None]]:
+        """Each prompt's rollout with its verdict, and without one: unverified, or judged against another answer."""
+        self.bank.refresh()
+        answers = []
+        for index, prompt in enumerate(pending.prompts):
+            key = self._key(pending, index)
+            rollout = self.bank.get(key)
+            if rollout is not None and rollout.answer != self._answer(prompt.row):
+                answers.append((None, rollout.completion_ids))
+            else:
+                answers.append((rollout, self.unverified.get(key) if rollout is None else None))
+        return answers
+
+    def _generate(self, pending: PendingRollouts) -> list[list[int]]:
+        """The teacher's rollouts of this process's prompts, each kept as soon as it is finished."""
+        asked = [index for index in pending.mine if pending.written[index] is None]
+        keys = [self._key(pending, index) for index in asked]
+        kept: set[int] = set()
+
+        def finished(place: int, completion_ids: list[int]) -> None:
+            self.unverified.put(keys[place], completion_ids)
+            kept.add(place)
+
+        rollouts = self.trainer.teacher.generate(
+            [pending.prompt_ids[index] for index in asked],
+            [self._seed(pending, index) for index in asked],
+            self.settings,
+            names=[self.trainer.teacher_name(pending.prompts[index].row) for index in asked],
+            finished=finished,
         )
-        return PendingRollouts(list(prompts), prompt_ids, found, missing, mine, seeds, share, call)
+        for place, completion_ids in enumerate(rollouts):
+            if place not in kept:
+                finished(place, completion_ids)
+        return rollouts
 
     def collect(self, pending: PendingRollouts) -> list[BankRollout]:
-        """The rollouts of `ask`'s prompts, in order: generated ones judged and stored. Collective."""
-        trainer, accelerator = self.trainer, self.trainer.accelerator
+        """The rollouts of `ask`'s prompts, in order: new ones judged and stored. Collective."""
+        accelerator = self.trainer.accelerator
         rollouts = list(pending.found)
         if not pending.missing:
             return rollouts
-        with trainer.step_log.teacher("teacher_rollouts", pending.call):
-            completion_ids = pending.call.result(accelerator)
-        judged = gather_object(self._judge(pending, completion_ids))
-        stored = self.bank.add(judged) if accelerator.is_main_process else None
-        (stored,) = broadcast_object_list([stored])  # where another run was faster, its rollouts: all runs agree
+        generated = iter(())
+        if pending.call is not None:
+            with self.trainer.step_log.teacher("teacher_rollouts", pending.call):
+                generated = iter(pending.call.result(accelerator))
+        written = [pending.written[index] for index in pending.mine]
+        judged = gather_object(self._judge(pending, [next(generated) if ids is None else ids for ids in written]))
+        # Where another run was faster, its rollouts: all runs agree
+        stored = on_main_process(accelerator, lambda: self.bank.add(judged))
+        self.unverified.remove(self._key(pending, index) for index in pending.mine)
         for index, rollout in zip(pending.missing, stored, strict=True):
             rollouts[index] = rollout
         return rollouts
@@ -147,11 +192,34 @@ class TeacherRollouts:
                 reward=totals[i],
                 truncated=trainer.is_truncated(completion_ids[i], self.max_completion_length),
                 answer=self._answer(rows[i]),
-                seed=pending.seeds[i],
+                seed=self._seed(pending, mine[i]),
             )
             for i in range(real)
         ]
 
+    def _key(self, pending: PendingRollouts, index: int) -> str:
+        prompt = pending.prompts[index]
+        return rollout_key(pending.prompt_ids[index], prompt.number, self.trainer.teacher_name(prompt.row))
+
+    def _seed(self, pending: PendingRollouts, index: int) -> int:
+        return rollout_seed("teacher", pending.prompt_ids[index], pending.prompts[index].number)
+
     def _answer(self, row: dict[str, Any]) -> str | None:
         column = self.trainer.args.answer_column
         return None if column is None or row.get(column) is None else str(row[column])
+
+
+def sampling_settings(args: "SGOPDConfig") -> SamplingSettings:
+    """How a run's settings have the teacher sample."""
+    length = args.teacher_max_completion_length or args.max_completion_length
+    return SamplingSettings(args.teacher_temperature, args.teacher_top_p, args.teacher_top_k, length)
+
+
+def check_bank(args: "SGOPDConfig") -> None:
+    """Refuses a bank that the settings alone show to be another run's, before any model is loaded.
+
+    Raises:
+        ValueError: with both values.
+    """
+    if args.teacher_bank is not None:
+        check_identity(args.teacher_bank, {"sampling": asdict(sampling_settings(args)), "verifier": verdict_rule(args)})

@@ -1,7 +1,6 @@
 """`SGOPDTrainer`: when to score, to route and to sample the teacher. The formulas are in the modules it imports."""
 
 import os
-import textwrap
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,12 +17,12 @@ from trl.trainer.utils import get_config_model_id
 
 from . import checks
 from .advantages import reverse_kl_advantage, sign_flips
-from .certificates import Certificate, gate_advantages, only_step_verifier
+from .certificates import StepCertificates
 from .config import SGOPDConfig
 from .diagnostics import token_metrics, token_sums
 from .failure import RandomState, save_before_the_failure
 from .frozen import FrozenModel, add_reference_adapter, initial_student, load_frozen, register_lm_head
-from .model_card import add_method_section
+from .model_card import PAPER, add_method_section
 from .padding import trim_padding
 from .phased_sampling import PhasedTeacherSampling, teacher_sampling_enabled
 from .resume import load_generation_cycle, save_generation_cycle
@@ -33,8 +32,9 @@ from .sampling_logps import SamplingLogps
 from .stability import masked_sum, stability_weight, unit_mean
 from .step_log import StepLog
 from .teacher_loss import teacher_cross_entropy
+from .teacher_rollouts import check_bank
 from .teachers import Teacher, TeacherError
-from .teachers.build import check_teacher_tokenizers, open_teachers, teacher_specs
+from .teachers.build import check_teacher_tokenizers, open_teachers, teacher_names, teacher_specs
 from .verifiers.reward import VerifierFailure
 from .verifiers.watch import stop_if_failing, watched_verifiers
 
@@ -81,16 +81,7 @@ class SGOPDTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "sgopd"]
     _name = "SG-OPD"
-    _paper = {
-        "title": "SG-OPD: Sign-Gated On-Policy Distillation via Sign-Consistency Gating and Phased Teacher Sampling",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{xu2026sgopd,
-                title        = {{SG-OPD: Sign-Gated On-Policy Distillation via Sign-Consistency Gating and Phased Teacher Sampling}},
-                author       = {Haoran Xu and Hongyu Wang and Yifei Gao and Jiaze Li and Xiaofeng Zhang and Xiaosong Yuan},
-                year         = 2026,
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -137,19 +128,21 @@ class SGOPDTrainer(GRPOTrainer):
                 processing_class, None, "reference", reference_model, args.reference_model_revision, args
             )
         checks.check_reward_funcs(reward_funcs, environment_factory)
-        self.step_verifier = only_step_verifier(reward_funcs)
+        self.certificates = StepCertificates(reward_funcs)
         self.verifiers = watched_verifiers(reward_funcs, args.output_dir)
         if train_dataset is not None and (
             environment_factory is None or "prompt" in (train_dataset.column_names or ())
         ):
             train_dataset = checks.check_dataset(train_dataset, reward_funcs, processing_class, args)
+        names = teacher_names(specs)
         for dataset in (train_dataset, *checks.each_dataset(eval_dataset)):
-            checks.check_teacher_column(dataset, list(specs))
+            checks.check_teacher_column(dataset, names)
         if teacher_sampling_enabled(args):
             checks.check_teacher_sampling(train_dataset, args, tools or rollout_func or environment_factory)
+            check_bank(args)
 
         # The teacher comes first: a missing one is noticed before the rest is loaded.
-        self.teacher = open_teachers(specs, args, processing_class, train_dataset)
+        self.teacher = open_teachers(specs, args, processing_class, train_dataset, eval_dataset)
         self.router = args.router()
         if not self.router.uses_reference:
             reference_model = None
@@ -185,14 +178,14 @@ class SGOPDTrainer(GRPOTrainer):
         self.scorer = RolloutScorer(self)
         self.teacher.prepare(self)
         self.reference = FrozenModel(reference_model, self, "reference") if reference_model is not None else None
-        self._only_teacher = next(iter(specs)) if len(specs) == 1 else None
+        self._only_teacher = names[0] if len(names) == 1 else None
         self.teacher_sampling = PhasedTeacherSampling(self)
         self.teacher_sampling.check_checkpointing()
         self._undecided: torch.Tensor | None = None  # rollouts whose group has equal rewards, of all processes
-        self._certificates: list[Certificate] = []  # of this process's rollouts
         self._teacher_loss = 0.0  # L_SLT of the optimizer step under way
         self.teacher_names: list[str] = []  # of this process's rollouts
         self._random_state: RandomState | None = None  # before the generation batch under way
+        self._last_checkpoint: str | None = None  # that this trainer has saved, or resumed from
 
     # What the data loader, TRL's generation and TRL's verifier call
 
@@ -231,11 +224,7 @@ class SGOPDTrainer(GRPOTrainer):
             size = self.num_generations if self.model.training else self.num_generations_eval
             groups = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, size)
             self._undecided = (groups == groups[:, :1]).all(1).repeat_interleave(size)
-            if self.step_verifier is not None:
-                columns = {key: [row[key] for row in inputs] for key in inputs[0].keys() - {"prompt", "completion"}}
-                self._certificates = self.step_verifier.certify(
-                    prompts=prompts, completions=completions, completion_ids=completion_ids_list, **columns
-                )
+            self.certificates.ask(inputs, prompts, completions, completion_ids_list)
         return rewards
 
     @property
@@ -250,7 +239,7 @@ class SGOPDTrainer(GRPOTrainer):
 
     def teacher_name(self, row: dict[str, Any]) -> str:
         """The teacher of a row of the dataset."""
-        return row["teacher"] if self._only_teacher is None else self._only_teacher
+        return str(row["teacher"]) if self._only_teacher is None else self._only_teacher
 
     # Scoring
 
@@ -264,20 +253,16 @@ class SGOPDTrainer(GRPOTrainer):
         return self._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep)[0]
 
     def _generate_and_score_completions(self, inputs):
-        self._random_state = RandomState.now()
         self.teacher_names = [self.teacher_name(row) for row in inputs]
         if self.model.training:
+            self._random_state = RandomState.now()
             self.teacher_sampling.begin(inputs)
         batch = super()._generate_and_score_completions(inputs)
         # Where all rewards of a group are equal a1 is 0; TRL's arithmetic can leave a rounding error, which has a sign.
         first = self.accelerator.process_index * len(inputs)
         undecided = self._undecided[first : first + len(inputs)]
         batch["advantages"] = batch["advantages"].masked_fill(undecided, 0.0)
-        if self.step_verifier is not None:
-            ids = [row[kept.bool()].tolist() for row, kept in zip(batch["completion_ids"], batch["completion_mask"])]
-            batch["gate_advantages"] = gate_advantages(
-                self._certificates, ids, self._tokenizer, batch["advantages"], batch["completion_ids"].size(1)
-            )
+        batch |= self.certificates.gate_advantages(batch, self._tokenizer)
         scores = self.scorer.score(batch)
         if self.model.training:
             self.teacher_sampling.finish()
@@ -376,19 +361,26 @@ class SGOPDTrainer(GRPOTrainer):
         try:
             return super().train(*args, **kwargs)
         except (TeacherError, VerifierFailure) as error:
-            save_before_the_failure(self, self._random_state, error)
+            save_before_the_failure(self, self._random_state, self._last_checkpoint, error)
             raise
+
+    def evaluate(self, *args, **kwargs):
+        # Training goes on with the random numbers it would have had without the evaluation
+        state = self._random_state = RandomState.now()
+        metrics = super().evaluate(*args, **kwargs)
+        state.restore()
+        return metrics
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self._step % (self.args.steps_per_generation * self.num_iterations) != 0:
-            folder = os.path.join(
-                self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            )
             save_generation_cycle(folder, self.accelerator.process_index, self._step, self._buffered_inputs)
+        self._last_checkpoint = folder
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
+        self._last_checkpoint = checkpoint
         if checkpoint is not None:
             cycle = load_generation_cycle(checkpoint, self.accelerator.process_index, self.accelerator.device)
             if cycle is not None:

@@ -9,15 +9,21 @@ from .verifiers.reward import Verifier
 
 
 if TYPE_CHECKING:
+    from .config import SGOPDConfig
     from .trainer import SGOPDTrainer
 
 
 def verifier_identity(trainer: "SGOPDTrainer") -> dict[str, Any]:
-    """The run's reward functions by import path, their weights, and what makes a reward a verdict, as JSON values."""
-    args = trainer.args
+    """The run's reward functions by import path, their weights, and what makes a reward a verdict: JSON values."""
     return {
         "reward_funcs": [_name(function) for function in trainer.reward_funcs],
         "reward_weights": trainer.reward_weights.tolist(),
+    } | verdict_rule(trainer.args)
+
+
+def verdict_rule(args: "SGOPDConfig") -> dict[str, Any]:
+    """What makes a reward a verdict."""
+    return {
         "correct_reward_threshold": args.correct_reward_threshold,
         "zero_truncated_reward": args.zero_truncated_reward,
     }

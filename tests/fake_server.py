@@ -23,6 +23,9 @@ class FakeServer:
     Attributes:
         faults: what the next requests to `/v1/completions` meet, one each: functions of the handler and the body, which
             return True when they have answered (or hung up) themselves, and otherwise let the answer through.
+        rule: such a function for every request that is not a probe.
+        deaf: connections are accepted, and nothing is answered. noise: nats by which other sequences in a request change
+            a sequence's log-probabilities.
         requests: bodies of the completions asked for, probes included. peak: most of them at the same time.
     """
 
@@ -32,8 +35,10 @@ class FakeServer:
         self.api_key: str | None = None
         self.detokenize: Callable[[list[int]], str] = lambda ids: "".join(map(chr, (97 + i for i in ids)))
         self.scale_by_temperature = False
-        self.delay = 0.0
+        self.delay = self.noise = 0.0
+        self.deaf = False
         self.faults: list[Callable] = []
+        self.rule: Callable | None = None
         self.requests: list[dict] = []
         self.peak = self.active = 0
         self._port = 0
@@ -67,10 +72,11 @@ class FakeServer:
     def complete(self, body: dict) -> dict:
         choices = []
         for index, ids in enumerate(body["prompt"]):
-            choice = {"index": index, "text": ""}
+            choice = {"index": index, "text": "", "finish_reason": "stop"}
             if "prompt_logprobs" in body:
                 temperature = body["temperature"] if self.scale_by_temperature else 1.0
-                values = [logp(token, place, self.offset) / temperature for place, token in enumerate(ids)]
+                offset = self.offset + (self.noise if len(body["prompt"]) > 1 else 0.0)
+                values = [logp(token, place, offset) / temperature for place, token in enumerate(ids)]
                 entries = [{str(t): {"logprob": v, "rank": 1}} for t, v in zip(ids, values, strict=True)]
                 choice["prompt_logprobs"] = [None, *entries[1:]]
             if body.get("return_token_ids"):
@@ -92,13 +98,16 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: dict | bytes, **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
         for name, value in ({"Content-Length": str(len(data))} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(data)
+            self.send_header(name, value)
+        with contextlib.suppress(OSError):  # nobody may be waiting any more
+            self.end_headers()
+            self.wfile.write(data)
 
     def do_GET(self):
         fake = self.server.fake
+        self._wait_while_deaf()
         if not self._authorized():
             return
         card = {"id": fake.model, "root": fake.root, "max_model_len": fake.max_model_len}
@@ -107,6 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         fake = self.server.fake
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self._wait_while_deaf()
         if not self._authorized():
             return
         if self.path == "/detokenize":
@@ -122,11 +132,22 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             time.sleep(fake.delay)
             probe = len(body["prompt"][0]) >= 20
+            if not probe and fake.rule is not None and fake.rule(self, body):
+                return
             if not probe and fake.faults and fake.faults.pop(0)(self, body):
                 return
-            self.answer(200, fake.complete(body))
+            try:
+                answer = fake.complete(body)
+            except OSError as error:
+                self.answer(500, {"error": {"message": str(error)}})
+                return
+            self.answer(200, answer)
         finally:
             fake.active -= 1
+
+    def _wait_while_deaf(self) -> None:
+        while self.server.fake.deaf:
+            time.sleep(0.05)
 
     def _authorized(self) -> bool:
         key = self.server.fake.api_key
@@ -156,6 +177,26 @@ def truncated(handler, body) -> bool:
     data = json.dumps(handler.server.fake.complete(body)).encode()
     handler.answer(200, data[: len(data) // 2], Content_Length=str(len(data)))
     handler.close_connection = True
+    return True
+
+
+def trickle(seconds: float) -> Callable:
+    """The answer byte by byte, over so many seconds."""
+
+    def fault(handler, body) -> bool:
+        data = json.dumps(handler.server.fake.complete(body)).encode()
+        with contextlib.suppress(OSError):
+            handler.answer(200, b"", Content_Length=str(len(data)))
+            for byte in data:
+                handler.wfile.write(bytes([byte]))
+                time.sleep(seconds / len(data))
+        return True
+
+    return fault
+
+
+def not_gzip(handler, body) -> bool:
+    handler.answer(200, b"no gzip", Content_Encoding="gzip")
     return True
 
 

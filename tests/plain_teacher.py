@@ -15,16 +15,28 @@ class PlainTeacher:
     Args:
         folder: of the model. name: of the teacher. delay: seconds every call takes at least.
         fail_on: number of the scoring call, from 1, from which on it raises a `TeacherError`.
+        fail_on_rollout: number of rollouts after which it does.
+
+    Attributes:
+        asked, finished: prompts of rollouts.
     """
 
     runs_elsewhere = True
 
-    def __init__(self, folder, name: str = "teacher", delay: float = 0.0, fail_on: int | None = None):
+    def __init__(
+        self,
+        folder,
+        name: str = "teacher",
+        delay: float = 0.0,
+        fail_on: int | None = None,
+        fail_on_rollout: int | None = None,
+    ):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.eos_token_ids = [self.model.generation_config.eos_token_id]
-        self.name, self.delay, self.fail_on = name, delay, fail_on
+        self.name, self.delay, self.fail_on, self.fail_on_rollout = name, delay, fail_on, fail_on_rollout
         self.scored = 0  # calls
-        self.asked: list[list[int]] = []  # prompts of rollouts
+        self.asked: list[list[int]] = []
+        self.finished: list[list[int]] = []
 
     def prepare(self, trainer):
         self.trainer = trainer
@@ -44,13 +56,18 @@ class PlainTeacher:
         ]
 
     @torch.no_grad()
-    def generate(self, prompt_ids, seeds, settings, *, names=None):
+    def generate(self, prompt_ids, seeds, settings, *, names=None, finished=None):
         time.sleep(self.delay)
         self.asked += [list(ids) for ids in prompt_ids]
         rollouts = []
-        for ids in prompt_ids:
+        for place, ids in enumerate(prompt_ids):
+            if self.fail_on_rollout is not None and len(self.finished) >= self.fail_on_rollout:
+                raise TeacherError("The teacher at http://nowhere has not answered for 900 s (refused).")
             output = self.model.generate(
                 torch.tensor([list(ids)]), do_sample=False, max_new_tokens=settings.max_new_tokens
             )
             rollouts.append(output[0, len(ids) :].tolist())
+            self.finished.append(list(ids))
+            if finished is not None:
+                finished(place, rollouts[-1])
         return rollouts

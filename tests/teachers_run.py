@@ -13,6 +13,7 @@ if os.environ.get("SGOPD_TEST_FSDP"):
 
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from plain_teacher import PlainTeacher
 from tiny import dataset, even_digits_reward, make_args
@@ -27,7 +28,7 @@ NAMES = ("first", "second")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=("single", "routed", "elsewhere", "failing"))
+    parser.add_argument("mode", choices=("single", "routed", "elsewhere", "failing", "refused"))
     parser.add_argument("--models", type=Path, required=True, help="folder with student, first and second")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num_processes", type=int, required=True)
@@ -45,6 +46,7 @@ def main() -> None:
         max_completion_length=8,
         optim="sgd",
         scoring_tokens_per_batch=64,
+        teacher_bank=str(options.out / "bank") if options.mode == "refused" else None,
     )
     data = dataset(64)
     teacher = str(options.models / "first")
@@ -55,13 +57,19 @@ def main() -> None:
         rank = int(os.environ.get("RANK", "0"))
         fail_on = 3 if options.mode == "failing" and rank == options.num_processes - 1 else None
         teacher = PlainTeacher(options.models / "first", fail_on=fail_on)
-    trainer = SGOPDTrainer(
-        model=str(options.models / "student"),
-        reward_funcs=even_digits_reward,
-        args=args,
-        train_dataset=data,
-        teacher_model=teacher,
-    )
+    try:
+        trainer = SGOPDTrainer(
+            model=str(options.models / "student"),
+            reward_funcs=even_digits_reward,
+            args=args,
+            train_dataset=data,
+            teacher_model=teacher,
+        )
+    except ValueError as error:
+        assert options.mode == "refused", error
+        (options.out / "figures.json").write_text(json.dumps({"errors": gather_object([str(error)])}))
+        end_together(Accelerator())
+        return
     accelerator = trainer.accelerator
     assert accelerator.distributed_type.value == options.expect, accelerator.distributed_type
     assert accelerator.num_processes == options.num_processes

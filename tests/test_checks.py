@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM
 from trl.rewards import accuracy_reward
 
@@ -86,12 +86,23 @@ def test_over_long_prompts_are_dropped_and_counted():
 
 
 def test_teacher_sampling_says_what_it_cannot_do(folders, tmp_path, no_loading):
-    with pytest.raises(ValueError, match="has 3 prompts, but a generation batch needs 4"):
-        build(folders, tmp_path, train_dataset=tiny.dataset(3))
+    for data in (tiny.dataset(3), concatenate_datasets([tiny.dataset(3)] * 9)):
+        with pytest.raises(ValueError, match="has 3 distinct prompts, but a generation batch needs 4"):
+            build(folders, tmp_path, train_dataset=data)
     with pytest.raises(ValueError, match="not IterableDataset"):
         build(folders, tmp_path, train_dataset=tiny.dataset().to_iterable_dataset())
     with pytest.raises(ValueError, match="tools"):
         build(folders, tmp_path, tools=[print])
+
+
+def test_a_bank_of_other_settings_is_refused_before_anything_is_loaded(folders, tmp_path, request):
+    bank = {"teacher_bank": str(tmp_path / "bank")}
+    build(folders, tmp_path / "run", settings=bank)
+    request.getfixturevalue("no_loading")
+    with pytest.raises(ValueError, match="sampling.temperature: the bank has 1.0, this run 0.5"):
+        build(folders, tmp_path / "run", settings=bank | {"teacher_temperature": 0.5})
+    with pytest.raises(ValueError, match="correct_reward_threshold: the bank has 0.5, this run 0.9"):
+        build(folders, tmp_path / "run", settings=bank | {"correct_reward_threshold": 0.9})
 
 
 def test_non_finite_teacher_logprobs_name_prompt_and_position(folders, tmp_path):

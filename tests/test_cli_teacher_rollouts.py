@@ -13,6 +13,7 @@ from datasets import load_dataset
 from test_cli import RECIPE, refused
 
 from sgopd_trl.cli import main
+from sgopd_trl.cli import teacher_rollouts as command
 from sgopd_trl.cli.launch import RECIPES
 
 
@@ -102,6 +103,32 @@ def test_refused(arguments, message, tmp_path, capsys, monkeypatch):
     error, code = refused(capsys, *sgopd(tmp_path, f"teacher-rollouts {arguments}")[3:])
     assert message in error and code != 0 and "Traceback" not in error
     assert not (tmp_path / "bank").exists()
+
+
+def test_nothing_is_loaded_or_made_that_is_not_needed(tmp_path, monkeypatch):
+    """Of the student the tokenizer alone: no engine, no reference, no evaluation, no repository on the Hub."""
+    seen = {}
+
+    def build(script_args, training_args, model_args):
+        seen.update(vars(training_args))
+        raise ValueError("seen enough")
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(command, "build_trainer", build)
+    more = "--push_to_hub true --beta 0.1 --eval_strategy steps --eval_steps 1 --lambda_base 1.5"
+    with pytest.raises(SystemExit):
+        main(sgopd(tmp_path, f"teacher-rollouts {more}")[3:])
+    assert (seen["push_to_hub"], seen["beta"], seen["eval_strategy"], seen["lambda_base"]) == (False, 0.0, "no", 1.0)
+
+
+def test_what_goes_wrong_while_the_rollouts_are_made_is_one_message(tmp_path, capsys, monkeypatch):
+    """A bank that was damaged since, here."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    data = tmp_path / "bank" / "data"
+    data.mkdir(parents=True)
+    (data / "0.parquet").write_bytes(b"PAR1")
+    error, code = refused(capsys, *sgopd(tmp_path, "teacher-rollouts --max_steps 2")[3:])
+    assert code == 1 and "0.parquet cannot be read" in error and "Traceback" not in error
 
 
 def test_help(capsys):

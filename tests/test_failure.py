@@ -1,6 +1,7 @@
 """A teacher that is gone for good: nothing that was trained is lost, and the run goes on where it stood."""
 
 import pytest
+import tiny
 import torch
 from plain_teacher import PlainTeacher
 from test_overlap import make_trainer
@@ -47,6 +48,34 @@ def test_a_checkpoint_that_is_there_is_kept(folders, tmp_path):
         trainer.train()
     assert "Step 1 is saved" in raised.value.__notes__[0]
     assert (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").exists()
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_for_ours(folders, tmp_path):
+    (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
+    trainer = make_trainer(folders, tmp_path, PlainTeacher(folders / "teacher", fail_on=2))
+    with pytest.raises(TeacherError) as raised:
+        trainer.train()
+    assert "Step 1 is saved" in raised.value.__notes__[0]
+    assert (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").exists()
+
+
+def test_evaluation_changes_nothing_and_may_fail(folders, tmp_path):
+    """A run with evaluations trains as one without; one whose evaluation fails goes on as if it had not."""
+    settings = dict(max_steps=4, temperature=1.0, gate="random")
+    evaluated = dict(settings, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=8)
+    whole = train(make_trainer(folders, tmp_path / "whole", PlainTeacher(folders / "teacher"), **settings))
+
+    def build(fail_on):
+        teacher = PlainTeacher(folders / "teacher", fail_on=fail_on)
+        return make_trainer(folders, tmp_path / "run", teacher, eval_dataset=tiny.dataset(8), **evaluated)
+
+    failing = build(fail_on=9)  # a training batch and four of an evaluation are one step: the second evaluation's third
+    with pytest.raises(TeacherError) as raised:
+        failing.train()
+    assert failing.state.global_step == 2 and "Step 2 is saved" in raised.value.__notes__[0]
+    weights = train(build(None), resume_from_checkpoint=str(tmp_path / "run" / "run" / "checkpoint-2"))
+    for name, value in whole.items():
+        assert torch.equal(weights[name], value), name
 
 
 def test_the_command_shows_one_message_and_fails(folders, tmp_path, monkeypatch, capsys):

@@ -38,13 +38,14 @@ def test_errors_come_out_as_they_are(background):
         TeacherCall(fail, background).result(Accelerator(cpu=True))
 
 
-def make_trainer(folders, tmp_path, teacher, **overrides) -> SGOPDTrainer:
+def make_trainer(folders, tmp_path, teacher, eval_dataset=None, **overrides) -> SGOPDTrainer:
     settings = dict(teacher_temperature=0.0, max_steps=3) | overrides
     return SGOPDTrainer(
         model=str(folders / "student"),
         reward_funcs=tiny.even_digits_reward,
         args=tiny.make_args(tmp_path / "run", **settings),
         train_dataset=tiny.dataset(),
+        eval_dataset=eval_dataset,
         teacher_model=teacher,
     )
 
@@ -89,3 +90,14 @@ def test_the_teachers_time_is_hidden_behind_the_trainers(folders, tmp_path, monk
         seen[name] = logged(trainer, "teacher/hidden_share")
         assert min(logged(trainer, "seconds/teacher_worked")) > 2 * delay
     assert min(seen["overlapped"]) > 0.8 and seen["in turn"] == [0, 0]
+
+
+def test_a_step_without_the_teacher_says_nothing_of_what_is_hidden(folders, tmp_path):
+    """Every other step takes the rollouts of the step before: as a zero it would count in a mean."""
+    teacher = PlainTeacher(folders / "teacher", delay=0.1)
+    trainer = make_trainer(folders, tmp_path, teacher, max_steps=4, num_iterations=2)
+    trainer.train()
+    worked = logged(trainer, "seconds/teacher_worked")
+    assert [seconds > 0 for seconds in worked] == [True, False, True, False]
+    steps = [line["step"] for line in trainer.state.log_history if "teacher/hidden_share" in line]
+    assert steps == [1, 3]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,11 +102,10 @@ def test_a_write_that_ends_halfway_is_not_seen(tmp_path, monkeypatch):
     store = open_store(tmp_path)
     store.append([row(1)])
 
-    def half(table, file):
-        file.write(b"PAR1")
+    def half(writer, table, **settings):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(pq, "write_table", half)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", half)
     with pytest.raises(OSError, match="no space"):
         store.append([row(2)])
     monkeypatch.undo()
@@ -147,3 +147,24 @@ def test_compacting_keeps_every_row_for_every_reader(tmp_path, monkeypatch):
     )
     reader.refresh()
     assert len(reader) == 6
+
+
+def test_a_reader_finds_its_rows_after_another_has_merged_the_files(tmp_path):
+    """Rows in several row groups, some of them twice, in files that are gone when the reader comes for them."""
+    writer = open_store(tmp_path)
+    for first in range(0, 300, 100):
+        writer.append([row(key) for key in range(first, first + 100)])
+    (again,) = (path for number, path in enumerate(sorted(writer.data.glob("*.parquet"))) if number == 1)
+    shutil.copy(again, again.with_name("9" * 20 + "-copy.parquet"))  # as a kill in the middle of a merge leaves it
+    reader = open_store(tmp_path)
+    assert reader.get(0) == row(0)
+    writer.compact()
+    assert [reader.get(key) for key in (0, 63, 64, 150, 299, 300)] == [*map(row, (0, 63, 64, 150, 299)), None]
+    assert len(reader) == 300 == load_dataset(str(tmp_path), split="train").num_rows
+
+
+def test_a_file_of_other_columns_is_named(tmp_path):
+    store = open_store(tmp_path)
+    pq.write_table(pa.table({"id": [1]}), store.data / "other.parquet")
+    with pytest.raises(ValueError, match="other.parquet cannot be read"):
+        store.refresh()

@@ -75,3 +75,44 @@ def test_a_run_is_repeated_from_its_recording_without_the_teacher(folders, tmp_p
         assert torch.equal(again[name], value)
     with pytest.raises(TeacherError, match="has no entry"):
         run("third", None, teacher_recorded_path=folder, seed=5)
+
+
+def test_a_recording_of_another_teacher_is_not_added_to(recorded, folders, tmp_path):
+    again = RecordingTeacher(PlainTeacher(folders / "teacher"), tmp_path / "recording")
+    make_trainer(folders, tmp_path, again)
+    other = PlainTeacher(folders / "student")
+    other.identity = lambda: {"teacher": {"model": "other"}}
+    with pytest.raises(ValueError, match="holds a recording of another teacher.*'plain'.*'other'"):
+        make_trainer(folders, tmp_path, RecordingTeacher(other, tmp_path / "recording"))
+
+
+def test_what_is_answered_is_what_is_recorded(recorded, monkeypatch):
+    """A server may answer otherwise in its last bits; a run that was stopped goes on with what it had."""
+    first = recorded.score([[5, 6]], [[7]], temperature=1.0)
+    rollout = recorded.generate([[5, 6]], [3], SETTINGS)
+    monkeypatch.setattr(recorded.teacher, "score", lambda *args, **kwargs: [torch.tensor([-9.0])])
+    monkeypatch.setattr(recorded.teacher, "generate", lambda *args, **kwargs: [[9]])
+    assert torch.equal(recorded.score([[5, 6]], [[7]], temperature=1.0)[0], first[0])
+    assert recorded.generate([[5, 6]], [3], SETTINGS) == rollout
+
+
+def test_a_run_of_two_teachers_is_repeated(folders, tmp_path):
+    data = tiny.dataset().add_column("teacher", ["one", "two"] * 32)
+
+    def run(name, teacher, **settings):
+        trainer = SGOPDTrainer(
+            model=str(folders / "student"),
+            reward_funcs=tiny.even_digits_reward,
+            args=tiny.make_args(tmp_path / name, max_steps=3, **settings),
+            train_dataset=data,
+            teacher_model=teacher,
+        )
+        trainer.train()
+        return trainer.model.state_dict()
+
+    folder = str(tmp_path / "recording")
+    teachers = {"one": str(folders / "teacher"), "two": PlainTeacher(folders / "student")}
+    expected = run("first", teachers, teacher_record_path=folder)
+    again = run("second", None, teacher_recorded_path=folder)
+    for name, value in expected.items():
+        assert torch.equal(again[name], value)

@@ -100,6 +100,17 @@ def test_a_column_called_teacher_means_nothing_to_a_single_teacher(models, tmp_p
     assert trainer.teacher_names == ["teacher"] * 8
 
 
+def test_names_may_be_numbers(models, tmp_path):
+    """As a `ClassLabel` column has them."""
+    passed = {str(number): PlainTeacher(models / name, name) for number, name in enumerate(NAMES)}
+    data = tiny.dataset().add_column("teacher", [0, 1] * 32)
+    trainer = make_trainer(models, tmp_path, passed, data=data, max_steps=1)
+    trainer.train()
+    assert trainer.teacher_names and set(trainer.teacher_names) <= {"0", "1"}
+    # Each under the name the rows have, also where the teachers themselves have one
+    assert list(trainer.teacher.identity()) == ["0", "1"]
+
+
 def test_settings_name_the_teachers(models, tmp_path):
     settings = {"first": {"model_name_or_path": str(models / "first")}, "second": {"server_url": "http://b:1"}}
     args = tiny.make_args(tmp_path, teachers=settings)

@@ -97,3 +97,13 @@ def test_all_processes_stop_where_one_teacher_fails(models, tmp_path):
     checkpoint = tmp_path / "out" / "run" / "checkpoint-2"
     assert first_note == second_note and str(checkpoint) in first_note
     assert (checkpoint / "rng_state_0.pth").exists() and (checkpoint / "rng_state_1.pth").exists()
+
+
+def test_all_processes_hear_that_a_bank_is_refused(models, tmp_path):
+    """The main process alone reads it; the others must not be left waiting."""
+    bank = tmp_path / "out" / "bank"
+    bank.mkdir(parents=True)
+    (bank / "bank.json").write_text(json.dumps({"teachers": {"teacher": {"model": "another"}}}))
+    figures = launch(models, tmp_path / "out", "refused", "ddp")
+    first, second = figures["errors"]
+    assert first == second and "teachers.teacher.model: the bank has 'another', this run 'first'" in first

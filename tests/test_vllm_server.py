@@ -97,14 +97,16 @@ def test_rollouts(server, tokenizer, model):
         expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=40)[0, len(prompt) :]
         assert ids == expected.tolist() and ids[-1] == tokenizer.eos_token_id
     warm = SamplingSettings(temperature=2.0, max_new_tokens=12)
-    sampled = teacher.generate(prompts * 2, range(16), warm)
+    handed_over = {}
+    sampled = teacher.generate(prompts * 2, range(16), warm, finished=handed_over.__setitem__)
+    assert [handed_over[place] for place in range(16)] == sampled
     assert sampled[:8] != sampled[8:]  # a seed each
     assert teacher.generate(prompts[3:4], [3], warm) == sampled[3:4]
     assert all(len(ids) <= 12 for ids in sampled)
 
 
 def test_what_the_start_refuses(server, tokenizer, caplog):
-    connect(server, tokenizer)
+    assert connect(server, tokenizer).served.tolerance == 0.05  # in float32 a batch changes less
     assert "follow `temperature`" not in caplog.text  # as measured on vLLM 0.31
     with pytest.raises(ValueError, match="'other' is not served: it serves 'teacher'"):
         connect(server, tokenizer, model="other")
@@ -235,7 +237,7 @@ def test_a_server_killed_in_the_middle_and_back_after_60_seconds(server, undistu
     assert run.returncode == 0, output[-5000:]
     assert time.monotonic() - begin > 60
     assert f"The teacher does not answer ({server.url}: ConnectError" in output
-    assert "It is asked again until 900 s" in output and "The teacher answers again, after" in output
+    assert "It is asked again until 540 s" in output and "The teacher answers again, after" in output
     assert_same_weights(tmp_path, undisturbed)
 
 
@@ -266,7 +268,7 @@ def test_another_model_behind_the_address_after_a_restart(server, tokenizer, tmp
     try:
         with pytest.raises(TeacherError, match="another model answers: loaded from"):
             teacher.score([[5, 6]], [[7]], temperature=1.0)
-        teacher.endpoints[0].root = str(tmp_path / "nine")  # as if it had come from the same folder
+        teacher.pool.endpoints[0].root = str(tmp_path / "nine")  # as if it had come from the same folder
         with pytest.raises(
             TeacherError, match="another model answers: the log-probabilities of a fixed sequence differ"
         ):

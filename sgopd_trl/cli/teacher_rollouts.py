@@ -2,6 +2,8 @@
 
 import argparse
 
+from transformers.trainer_utils import IntervalStrategy
+
 from ..rollout_plan import all_prompts, fill_bank, prompts_of_run
 from ..teachers import TeacherError
 from .errors import UsageError, reported
@@ -29,16 +31,17 @@ def main(argv: list[str]) -> int:
         script_args, training_args, model_args = parsed
         if training_args.teacher_recorded_path is not None:
             raise ValueError("`teacher_recorded_path` takes the teacher's place: there is none to ask for rollouts.")
-        # Of the student nothing but the tokenizer is needed: no engine, no reference.
-        training_args.use_vllm = False
-        training_args.sign_gated_extrapolation, training_args.lambda_base = False, 1.0
+        # Of the student nothing but the tokenizer is needed: no engine, no reference, no repository.
+        training_args.use_vllm = training_args.push_to_hub = False
+        training_args.sign_gated_extrapolation, training_args.lambda_base, training_args.beta = False, 1.0, 0.0
+        training_args.eval_strategy = IntervalStrategy.NO
         trainer = build_trainer(script_args, training_args, model_args)
         if not trainer.teacher_sampling.enabled:
             raise ValueError(
                 "The recipe switches phased teacher sampling off (`teacher_sampling_enable`, `teacher_sampling_ratio` or "
                 "`teacher_sft_alpha_0`), so its runs ask for no rollouts."
             )
-    prompts = prompts_of_run(trainer) if options.prompts == "run" else all_prompts(trainer)
+        prompts = prompts_of_run(trainer) if options.prompts == "run" else all_prompts(trainer)
     bank = trainer.teacher_sampling.rollouts
     say = trainer.accelerator.print
     say(f"{len(prompts)} rollouts of the teacher, kept in {bank.folder}")
@@ -68,5 +71,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="those that the recipe's run draws, with its seed, steps and number of processes (default); or all of the "
         "dataset's, with `teacher_rollouts_per_prompt` rollouts each",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="prompts at a time, of all processes (default: 64)")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=64,
+        help="prompts at a time, of all processes (default: 64). A teacher in process generates its share in one batch",
+    )
     return parser

@@ -50,13 +50,17 @@ class TeacherConfig:
         metadata={"help": "Tokens of one scoring request; a longer sequence gets a request of its own."},
     )
     teacher_server_request_timeout: float = field(
-        default=600.0, metadata={"help": "Seconds to wait for one answer of the server before asking again."}
+        default=600.0,
+        metadata={
+            "help": "Seconds to wait for one answer, with the check of the server before it; then it is asked again."
+        },
     )
     teacher_server_retry_timeout: float = field(
-        default=900.0,
+        default=540.0,
         metadata={
-            "help": "Seconds a request is repeated while no server answers. After that the run saves a checkpoint and "
-            "stops."
+            "help": "Seconds, from its first failure on, that a request is repeated. After that the run saves a "
+            "checkpoint and stops. On several processes 2 * `teacher_server_request_timeout` and this must be below "
+            "`ddp_timeout`."
         },
     )
     teachers: dict[str, Any] | str | None = field(
@@ -77,7 +81,7 @@ class TeacherConfig:
         default=None,
         metadata={
             "help": "Folder of the teacher's rollouts for phased teacher sampling: those it holds are not generated "
-            "again, those that are generated are added. Default: `teacher_rollouts-<hash>` in `output_dir`."
+            "again, those that are generated are added. Default: `_teacher_rollouts-<hash>` in `output_dir`."
         },
     )
     teacher_rollouts_per_prompt: int = field(
@@ -128,10 +132,11 @@ class TeacherConfig:
             raise ValueError(
                 f"vLLM samples at temperatures up to 2, got `teacher_temperature` = {self.teacher_temperature}."
             )
-        longest = self.teacher_server_request_timeout + self.teacher_server_retry_timeout
+        # A request is waited for once, fails, is repeated, and its last attempt is waited for again.
+        longest = 2 * self.teacher_server_request_timeout + self.teacher_server_retry_timeout
         if self.world_size > 1 and longest >= self.ddp_timeout:
             raise ValueError(
-                "While one process waits for the teacher's server the others wait for it: "
+                "While one process waits for the teacher's server the others wait for it: 2 * "
                 "`teacher_server_request_timeout` + `teacher_server_retry_timeout` must be below `ddp_timeout` "
                 f"({self.ddp_timeout} s), got {longest} s."
             )

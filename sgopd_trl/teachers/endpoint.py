@@ -1,4 +1,4 @@
-"""One address of a server: its connection, and which of its failures pass."""
+"""One address of a server: its connection, which of its failures pass, and how it is doing."""
 
 import asyncio
 import json
@@ -7,24 +7,14 @@ from typing import Any
 
 import httpx
 
+from .completions import BrokenAnswer, Unavailable
 from .protocol import TeacherError
 
 
 _PASSING = (408, 425, 429)  # and every 5xx
 _CONNECT_TIMEOUT = 10.0  # seconds
-
-
-class Unavailable(Exception):
-    """The server does not answer now, and may do so later.
-
-    Args:
-        cause: for messages. status: HTTP status, where there was an answer. retry_after: seconds the server asked for.
-    """
-
-    def __init__(self, cause: str, status: int | None = None, retry_after: float | None = None):
-        super().__init__(cause)
-        self.status = status
-        self.retry_after = retry_after
+_GET_TIMEOUT = 30.0  # seconds; no model is asked, so whoever takes longer hangs
+_PROBE_TIMEOUT = 120.0  # seconds; on a busy server a probe waits behind what several runs have asked for
 
 
 class Endpoint:
@@ -38,9 +28,13 @@ class Endpoint:
         ValueError: for a key that no header can hold.
 
     Attributes:
-        in_flight: requests under way. root: where the model there was loaded from, once that is known.
+        probe_timeout: seconds to wait for the answer to a probe. With a check's other request this is at most half of
+            `timeout`, so that a check and a request behind it take `timeout` together.
+        root: where the model there was loaded from, once that is known.
+        in_flight: requests under way. chosen: number of the last request that was sent here, of all servers'.
         verified: whether the model behind the address is known to be the right one.
-        failed_at: when it last failed (`time.monotonic()`), or `None`. cause: why.
+        failed_at: when it last failed (`time.monotonic()`), or `None` once it has answered again. error: why.
+        check: the check under way, or the last one. refusal: what it found that will not pass.
     """
 
     def __init__(self, url: str, api_key: str | None, timeout: float):
@@ -51,47 +45,57 @@ class Endpoint:
                 "The API key has characters that an HTTP header cannot hold. Correct the environment variable VLLM_API_KEY."
             )
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.timeout = timeout
+        self.probe_timeout = min(timeout / 4, _PROBE_TIMEOUT)
         self._client = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,
-            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
+            # Of the whole answer `_request` keeps the time: httpx would start anew with every byte
+            timeout=httpx.Timeout(None, connect=min(timeout, _CONNECT_TIMEOUT)),
             limits=httpx.Limits(max_connections=None),
         )
-        self.lock = asyncio.Lock()
-        self.in_flight = 0
         self.root: str | None = None
+        self.in_flight = self.chosen = 0
         self.verified = False
         self.failed_at: float | None = None
-        self.cause = ""
+        self.error: Unavailable | None = None
+        self.check: asyncio.Task[None] | None = None
+        self.refusal: Exception | None = None
 
     async def get(self, path: str) -> Any:
-        return await self._request("GET", path, None)
+        return await self._request("GET", path, None, min(self.timeout / 4, _GET_TIMEOUT))
 
-    async def post(self, path: str, body: dict[str, Any]) -> Any:
-        return await self._request("POST", path, body)
+    async def post(self, path: str, body: dict[str, Any], timeout: float | None = None) -> Any:
+        """`timeout`: seconds, where they are not the endpoint's."""
+        return await self._request("POST", path, body, self.timeout if timeout is None else timeout)
 
     async def close(self) -> None:
+        if self.check is not None:
+            self.check.cancel()
         await self._client.aclose()
 
-    def set_aside(self, cause: str) -> None:
-        """After a failure: to be verified before it is used again."""
+    def set_aside(self, error: Unavailable) -> None:
+        """After a failure: to be checked before it is used again."""
         self.verified = False
         self.failed_at = time.monotonic()
-        self.cause = cause
+        self.error = error
 
-    async def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def recovered(self) -> None:
+        self.failed_at = self.error = None
+
+    async def _request(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
         """The answer as JSON.
 
         Raises:
             Unavailable: for no answer, a cut one, and a status that passes. TeacherError: for a refusal.
         """
-        self.in_flight += 1
         try:
-            response = await self._client.request(method, path, json=body)
-        except httpx.TransportError as error:
+            async with asyncio.timeout(timeout):
+                response = await self._client.request(method, path, json=body)
+        except TimeoutError as error:
+            raise Unavailable(f"no answer in {round(timeout, 1):g} s") from error
+        except httpx.RequestError as error:
             raise Unavailable(f"{type(error).__name__}: {error}".rstrip(": ")) from error
-        finally:
-            self.in_flight -= 1
         if response.status_code in _PASSING or response.status_code >= 500:
             raise Unavailable(
                 f"HTTP {response.status_code}: {_message(response)}", response.status_code, _retry_after(response)
@@ -106,7 +110,7 @@ class Endpoint:
         try:
             return response.json()
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise Unavailable(f"an answer that is not JSON ({error})") from error
+            raise BrokenAnswer(f"an answer that is not JSON ({error})") from error
 
 
 def _message(response: httpx.Response) -> str:
@@ -119,4 +123,4 @@ def _message(response: httpx.Response) -> str:
 
 def _retry_after(response: httpx.Response) -> float | None:
     value = response.headers.get("Retry-After", "")
-    return float(value) if value.replace(".", "", 1).isdigit() else None
+    return float(value) if value.replace(".", "", 1).isdecimal() else None

@@ -1,6 +1,6 @@
 """A teacher in the training process, on the training's devices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ..frozen import FrozenModel, eos_token_ids
 from ..rollout_bank import config_hash
-from .identity import identity_entry
+from .identity import identity_entry, parameters_hash, weights_hash
 from .protocol import SamplingSettings
 
 
@@ -20,7 +20,8 @@ class InProcessTeacher:
     """A frozen model beside the student, prepared as the student is: DDP, DeepSpeed ZeRO or FSDP.
 
     Args:
-        model: from `load_frozen`. name: of the teacher among several. model_name: Hub id or directory. revision: of it.
+        model: from `load_frozen`. name: of the teacher among several. model_name: Hub id or directory it was loaded from;
+            `None` where it was passed as it is. revision: of it.
         offload: keep the weights in host memory between calls.
     """
 
@@ -36,11 +37,15 @@ class InProcessTeacher:
         offload: bool = False,
     ):
         self.name = name
-        self.model_name = model_name or model.config.name_or_path or type(model).__name__
-        self.revision = revision
         self.offload = offload
         self.eos_token_ids = eos_token_ids(model)
-        self.config_hash = config_hash(model.config)
+        self._identity = identity_entry(
+            model_name or model.config.name_or_path or type(model).__name__,
+            getattr(model.config, "_commit_hash", None) or revision,
+            config_hash(model.config),
+            weights_hash(model_name),
+            parameters_hash(model) if model_name is None else None,
+        )
         self.frozen: FrozenModel | None = None
         self._model: PreTrainedModel | None = model
 
@@ -75,8 +80,9 @@ class InProcessTeacher:
         settings: SamplingSettings,
         *,
         names: Sequence[str | None] | None = None,
+        finished: Callable[[int, list[int]], None] | None = None,
     ) -> list[list[int]]:
         return self.frozen.generate(prompt_ids, seeds, settings)
 
     def identity(self) -> dict[str, dict[str, str | None]]:
-        return {self.name: identity_entry(self.model_name, self.revision, self.config_hash)}
+        return {self.name: self._identity}

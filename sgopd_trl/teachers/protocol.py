@@ -1,6 +1,6 @@
 """What a trainer asks of a teacher, wherever the teacher lives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -72,12 +72,15 @@ class Teacher(Protocol):
         settings: SamplingSettings,
         *,
         names: Sequence[str | None] | None = None,
+        finished: Callable[[int, list[int]], None] | None = None,
     ) -> list[list[int]]:
         """One rollout a prompt, cut after its end-of-sequence token.
 
         Args:
             prompt_ids: b lists of token ids. seeds: (b,), one a rollout. settings: how to sample.
             names: b names of teachers, where there are several.
+            finished: called with a prompt's place and its rollout as soon as it is there, from any thread. A teacher that
+                has all its rollouts at once need not call it.
 
         Returns:
             b lists of token ids.
@@ -88,7 +91,7 @@ class Teacher(Protocol):
         ...
 
     def identity(self) -> dict[str, dict[str, str | None]]:
-        """Who each teacher is: under its name ("teacher" where there is one only) `model`, `revision` and `config_hash`.
+        """Who each teacher is: under its name ("teacher" where there is one only) `model`, `revision` and hashes.
 
         What cannot be known is `None`.
         """

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
+from ..atomic_file import write_whole
+from ..main_process import on_main_process
 from ..parquet_store import ParquetStore
 from .protocol import SamplingSettings, Teacher, TeacherError
 
@@ -36,8 +38,14 @@ class _Recording:
 class RecordingTeacher:
     """A teacher whose answers are kept in a folder. Several processes may record into the same one.
 
+    What is there already is answered again, as it was: a replay is the run to the bit, though a server's values may differ
+    in their last bits from one time to the next.
+
     Args:
         teacher: is asked. folder: is created where it does not exist.
+
+    Raises:
+        ValueError: by `prepare`, when the folder holds a recording of another teacher.
     """
 
     def __init__(self, teacher: Teacher, folder: str | os.PathLike):
@@ -54,9 +62,17 @@ class RecordingTeacher:
 
     def prepare(self, trainer: "SGOPDTrainer") -> None:
         self.teacher.prepare(trainer)
-        if trainer.accelerator.is_main_process:
-            about = {"eos_token_ids": list(self.eos_token_ids), "identity": self.identity()}
-            (self.recording.folder / _TEACHER).write_text(json.dumps(about, indent=2) + "\n")
+        on_main_process(trainer.accelerator, self._sign)
+
+    def _sign(self) -> None:
+        about = {"eos_token_ids": list(self.eos_token_ids), "identity": self.identity()}
+        path = self.recording.folder / _TEACHER
+        if path.is_file() and (theirs := json.loads(path.read_text())) != about:
+            raise ValueError(
+                f"{self.recording.folder} holds a recording of another teacher: {theirs}, and this one is {about}. Set "
+                "another `teacher_record_path`."
+            )
+        write_whole(path, json.dumps(about, indent=2) + "\n")
 
     def identity(self) -> dict[str, dict[str, str | None]]:
         return self.teacher.identity()
@@ -71,10 +87,10 @@ class RecordingTeacher:
     ) -> list[torch.Tensor]:
         scores = self.teacher.score(prompt_ids, completion_ids, temperature=temperature, names=names)
         asked = _asked(prompt_ids, completion_ids, names, temperature)
-        self.recording.scores.append(
+        stored = self.recording.scores.append(
             [{"key": key, "logps": values.tolist()} for key, values in zip(asked, scores, strict=True)]
         )
-        return scores
+        return [torch.tensor(row["logps"], dtype=torch.float32) for row in stored]
 
     def generate(
         self,
@@ -83,13 +99,14 @@ class RecordingTeacher:
         settings: SamplingSettings,
         *,
         names: Sequence[str | None] | None = None,
+        finished: Callable[[int, list[int]], None] | None = None,
     ) -> list[list[int]]:
         rollouts = self.teacher.generate(prompt_ids, seeds, settings, names=names)
         asked = _asked(prompt_ids, seeds, names, asdict(settings))
-        self.recording.rollouts.append(
+        stored = self.recording.rollouts.append(
             [{"key": key, "completion_ids": ids} for key, ids in zip(asked, rollouts, strict=True)]
         )
-        return rollouts
+        return [row["completion_ids"] for row in stored]
 
 
 class RecordedTeacher:
@@ -139,6 +156,7 @@ class RecordedTeacher:
         settings: SamplingSettings,
         *,
         names: Sequence[str | None] | None = None,
+        finished: Callable[[int, list[int]], None] | None = None,
     ) -> list[list[int]]:
         asked = _asked(prompt_ids, seeds, names, asdict(settings))
         rows = [self._find(self.recording.rollouts, key, ids) for key, ids in zip(asked, prompt_ids, strict=True)]

@@ -17,7 +17,7 @@ class RoutedTeacher:
     """Hands every sequence to the teacher its row names.
 
     Args:
-        teachers: by name, each with the name as its own.
+        teachers: by name.
     """
 
     def __init__(self, teachers: Mapping[str, Teacher]):
@@ -39,7 +39,7 @@ class RoutedTeacher:
     ) -> list[torch.Tensor]:
         def ask(teacher: Teacher, rows: list[int]) -> list[torch.Tensor]:
             chosen = [prompt_ids[row] for row in rows], [completion_ids[row] for row in rows]
-            return teacher.score(*chosen, temperature=temperature)
+            return teacher.score(*chosen, temperature=temperature, names=[names[row] for row in rows])
 
         return self._routed(ask, names, len(prompt_ids))
 
@@ -50,14 +50,18 @@ class RoutedTeacher:
         settings: SamplingSettings,
         *,
         names: Sequence[str | None] | None = None,
+        finished: Callable[[int, list[int]], None] | None = None,
     ) -> list[list[int]]:
         def ask(teacher: Teacher, rows: list[int]) -> list[list[int]]:
-            return teacher.generate([prompt_ids[row] for row in rows], [seeds[row] for row in rows], settings)
+            chosen = [prompt_ids[row] for row in rows], [seeds[row] for row in rows]
+            tell = finished and (lambda place, ids: finished(rows[place], ids))
+            return teacher.generate(*chosen, settings, names=[names[row] for row in rows], finished=tell)
 
         return self._routed(ask, names, len(prompt_ids))
 
     def identity(self) -> dict[str, dict[str, str | None]]:
-        return {name: entry for teacher in self.teachers.values() for name, entry in teacher.identity().items()}
+        entries = {name: teacher.identity() for name, teacher in self.teachers.items()}
+        return {name: entry.get(name) or next(iter(entry.values())) for name, entry in entries.items()}
 
     def _routed(
         self, ask: Callable[[Teacher, list[int]], list[Any]], names: Sequence[str | None] | None, count: int

@@ -6,41 +6,57 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from .completions import BrokenAnswer, choices, completion_logps, scoring_request
-from .endpoint import Endpoint, Unavailable
+from .completions import BrokenAnswer, Unavailable, choices, completion_logps, scoring_request
+from .endpoint import Endpoint
 from .protocol import TeacherError
 
 
 logger = logging.getLogger(__name__)
 
 PROBE_LENGTH = 32  # tokens
-TOLERANCE = 0.05  # nats, mean over the probe: above what bfloat16 and other batches make of the same weights
+TOLERANCE = 0.05  # nats, mean over the probe, at least
+_COMPANIONS = 8  # sequences beside the probe, to see what other sequences in a batch change
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What a run sends at most, in tokens: its longest prompt, and completions or rollouts behind it."""
+
+    longest_prompt: int
+    max_completion_length: int
+    max_rollout_length: int = 0
+
+    @property
+    def context(self) -> int:
+        """Tokens that a server must have room for. To score, it needs one more, which it generates."""
+        return self.longest_prompt + max(self.max_completion_length + 1, self.max_rollout_length)
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What identifies a served model: its name, where it was loaded from, its context in tokens, and its
-    log-probabilities, in nats, of a few tokens."""
+    """What identifies a served model, and what a run needs of it.
+
+    Args:
+        id: its name. root: where it was loaded from. probe: a fixed sequence. logps: its log-probabilities, in nats.
+        tolerance: nats that their mean may differ by. In bfloat16 they depend on what else is in the batch.
+        lengths: of the run.
+    """
 
     id: str
     root: str | None
-    max_model_len: int
     probe: tuple[int, ...]
     logps: tuple[float, ...]
+    tolerance: float
+    lengths: Lengths
 
 
 async def check_servers(
-    endpoints: Sequence[Endpoint],
-    model: str | None,
-    tokenizer: PreTrainedTokenizerBase,
-    longest_prompt: int,
-    max_completion_length: int,
-    max_rollout_length: int | None,
+    endpoints: Sequence[Endpoint], model: str | None, tokenizer: PreTrainedTokenizerBase, lengths: Lengths
 ) -> ServedModel:
     """Checks every server; they must serve one model.
 
     Args:
-        model: the served name; default: the only one there is. tokenizer: the student's. The rest in tokens.
+        model: the served name; default: the only one there is. tokenizer: the student's. lengths: of the run.
 
     Raises:
         ValueError: with what is wrong, and at which address.
@@ -49,19 +65,22 @@ async def check_servers(
     for endpoint in endpoints:
         try:
             if served is None:
-                served = await _look_up(endpoint, model, tokenizer)
+                served = await _look_up(endpoint, model, tokenizer, lengths)
             else:
                 await check_served_model(endpoint, served)
             await _check_tokenizer(endpoint, served.id, tokenizer)
-            _check_context(endpoint, served, longest_prompt, max_completion_length, max_rollout_length)
             await _check_log_probability_mode(endpoint, served)
+        except BrokenAnswer as error:
+            raise ValueError(f"{endpoint.url} does not answer as vLLM's `/v1/completions` does: {error}.") from error
         except Unavailable as error:
+            if error.status is not None:
+                raise ValueError(
+                    f"The teacher's server {endpoint.url} is there, but cannot answer: {error}. Its log says why."
+                ) from error
             raise ValueError(
                 f"The teacher's server {endpoint.url} cannot be reached: {error}. Start it with `vllm serve MODEL`, or "
                 "correct `teacher_server_url`."
             ) from error
-        except BrokenAnswer as error:
-            raise ValueError(f"{endpoint.url} does not answer as vLLM's `/v1/completions` does: {error}.") from error
         except TeacherError as error:
             raise ValueError(f"The teacher's server {endpoint.url}: {error}.") from error
     return served
@@ -71,19 +90,21 @@ async def check_served_model(endpoint: Endpoint, expected: ServedModel) -> None:
     """The model behind an address must be the expected one: same name, same place as before, same log-probabilities.
 
     Raises:
-        TeacherError: with both values.
+        TeacherError: with both values, and where its context has become too short.
     """
-    root = (await _model_card(endpoint, expected.id)).get("root")
+    card = await _model_card(endpoint, expected.id)
+    _check_context(card, expected.lengths)
+    root = card.get("root")
     endpoint.root = endpoint.root or root
     if root != endpoint.root:
         raise TeacherError(f"another model answers: loaded from {root!r}, at the start from {endpoint.root!r}")
-    logps = await _probe(endpoint, expected.id, expected.probe)
-    difference = sum(abs(a - b) for a, b in zip(logps, expected.logps, strict=True)) / len(logps)
-    if difference > TOLERANCE:
+    (logps,) = await _probe(endpoint, expected.id, [expected.probe])
+    difference = _difference(logps, expected.logps)
+    if difference > expected.tolerance:
         raise TeacherError(
             f"another model answers: the log-probabilities of a fixed sequence differ by {difference:.3f} nats a token "
-            f"from those at the start (mean {sum(logps) / len(logps):.3f}, at the start "
-            f"{sum(expected.logps) / len(logps):.3f})"
+            f"(more than {expected.tolerance:.3f}) from those at the start (mean {sum(logps) / len(logps):.3f}, at the "
+            f"start {sum(expected.logps) / len(logps):.3f})"
         )
 
 
@@ -102,21 +123,34 @@ async def _model_card(endpoint: Endpoint, model: str | None) -> dict:
     return cards[model]
 
 
-async def _look_up(endpoint: Endpoint, model: str | None, tokenizer: PreTrainedTokenizerBase) -> ServedModel:
+async def _look_up(
+    endpoint: Endpoint, model: str | None, tokenizer: PreTrainedTokenizerBase, lengths: Lengths
+) -> ServedModel:
     card = await _model_card(endpoint, model)
     endpoint.root = card.get("root")
-    if not isinstance(card.get("max_model_len"), int):
-        raise BrokenAnswer(f"expected `max_model_len` of the model, got {card}")
-    size, context = len(tokenizer), card["max_model_len"]
+    context = _check_context(card, lengths)
+    size, name = len(tokenizer), card["id"]
     # The last id shows that the server's embedding is not smaller than the student's vocabulary.
     probe = (size - 1, *((7 * i + 3) % size for i in range(min(PROBE_LENGTH, context - 1) - 1)))
-    logps = await _probe(endpoint, card["id"], probe)
-    return ServedModel(card["id"], card.get("root"), context, probe, tuple(logps))
+    (logps,) = await _probe(endpoint, name, [probe])
+    shifts = [len(probe) * i // (_COMPANIONS + 1) for i in range(1, _COMPANIONS + 1)]
+    companions = [probe[shift:] + probe[:shift] for shift in shifts]
+    place = _COMPANIONS // 2
+    batch = await _probe(endpoint, name, [*companions[:place], probe, *companions[place:]])
+    tolerance = max(TOLERANCE, 4 * _difference(batch[place], logps))
+    return ServedModel(name, endpoint.root, probe, tuple(logps), tolerance, lengths)
 
 
-async def _probe(endpoint: Endpoint, model: str, probe: Sequence[int], **more: float) -> list[float]:
-    answer = await endpoint.post("/v1/completions", scoring_request(model, [probe], **more))
-    return completion_logps(choices(answer, model, 1)[0], probe, 1)
+def _difference(logps: Sequence[float], others: Sequence[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(logps, others, strict=True)) / len(logps)
+
+
+async def _probe(endpoint: Endpoint, model: str, probes: Sequence[Sequence[int]], **more: float) -> list[list[float]]:
+    """Log-probabilities, in nats, of sequences that are scored in one request."""
+    request = scoring_request(model, probes, **more)
+    answer = await endpoint.post("/v1/completions", request, endpoint.probe_timeout)
+    found = choices(answer, model, len(probes))
+    return [completion_logps(choice, probe, 1) for choice, probe in zip(found, probes, strict=True)]
 
 
 async def _check_tokenizer(endpoint: Endpoint, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -145,38 +179,37 @@ async def _check_tokenizer(endpoint: Endpoint, model: str, tokenizer: PreTrained
     )
 
 
-def _check_context(
-    endpoint: Endpoint,
-    served: ServedModel,
-    longest_prompt: int,
-    max_completion_length: int,
-    max_rollout_length: int | None,
-) -> None:
-    # To score, the server must have room for one token more, which it generates.
-    needed = longest_prompt + max(max_completion_length + 1, max_rollout_length or 0)
-    if needed > served.max_model_len:
+def _check_context(card: dict, lengths: Lengths) -> int:
+    """The server's context, in tokens, which must have room for what the run sends."""
+    context = card.get("max_model_len")
+    if not isinstance(context, int):
+        raise BrokenAnswer(f"expected `max_model_len` of the model, got {str(card)[:200]}")
+    if lengths.context > context:
         raise TeacherError(
-            f"its context has {served.max_model_len} tokens, but the longest prompt ({longest_prompt}) with a completion "
-            f"of {max_completion_length} or a rollout of {max_rollout_length or 0} needs {needed}. Start it with "
-            f"`--max-model-len {needed}`, or lower `max_prompt_length`, `max_completion_length` or "
-            "`teacher_max_completion_length`"
+            f"its context has {context} tokens, but the longest prompt ({lengths.longest_prompt}) with a completion of "
+            f"{lengths.max_completion_length} or a rollout of {lengths.max_rollout_length} needs {lengths.context}. "
+            f"Start it with `--max-model-len {lengths.context}`, or lower `max_prompt_length`, `max_completion_length` "
+            "or `teacher_max_completion_length`"
         )
+    return context
 
 
 async def _check_log_probability_mode(endpoint: Endpoint, served: ServedModel) -> None:
     """Normalised log-probabilities of temperature 1 are needed."""
-    answer = await endpoint.post("/v1/completions", scoring_request(served.id, [served.probe], prompt_logprobs=1))
-    for position in choices(answer, served.id, 1)[0]["prompt_logprobs"][1:]:
+    request = scoring_request(served.id, [served.probe], prompt_logprobs=1)
+    (choice,) = choices(await endpoint.post("/v1/completions", request, endpoint.probe_timeout), served.id, 1)
+    completion_logps(choice, served.probe, 1)
+    for position in choice["prompt_logprobs"][1:]:
         values = [entry["logprob"] for entry in position.values()]
         if max(values) > 1e-3:
             raise TeacherError(
                 f"it answers {max(values):.2f} as a log-probability: it was started with a `--logprobs-mode` that is not "
                 "`raw_logprobs` or `processed_logprobs`"
             )
-    tempered = await _probe(endpoint, served.id, served.probe, temperature=0.7)
-    difference = max(abs(a - b) for a, b in zip(tempered, served.logps, strict=True))
-    if difference > TOLERANCE:
+    (tempered,) = await _probe(endpoint, served.id, [served.probe], temperature=0.7)
+    difference = _difference(tempered, served.logps)
+    if difference > served.tolerance:
         logger.warning(
-            f"The log-probabilities of {endpoint.url} follow `temperature` (by up to {difference:.2f} nats at 0.7), which "
-            "those of vLLM 0.22 to 0.31 do not. Temperature 1 is asked for, so they are right."
+            f"The log-probabilities of {endpoint.url} follow `temperature` (by {difference:.2f} nats a token at 0.7), "
+            "which those of vLLM 0.22 to 0.31 do not. Temperature 1 is asked for, so they are right."
         )

@@ -5,12 +5,12 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .answers import verify_choice, verify_exact, verify_numeric
 from .reward import Verifier
-from .workers import Workers
+from .workers import Workers, share_of_cores
 
 
 def exact() -> Verifier:
@@ -43,7 +43,47 @@ def math(timeout: float = 5.0, memory_gib: float = 2.0, workers: int | None = No
     return Verifier(verify_maths, name="math", gold_problem=check_gold, workers=pool)
 
 
-VERIFIERS: dict[str, Callable[..., Verifier]] = {"math": math, "exact": exact, "numeric": numeric, "choice": choice}
+def code(
+    allow_unsandboxed: bool = False,
+    tolerance: float = 1e-9,
+    wrapped_outputs: bool = False,
+    python: str | None = None,
+    packages: Sequence[str] = (),
+    threads: int | None = None,
+    **limits: float,
+) -> Verifier:
+    """The program in the completion passes the gold's unit tests, under bubblewrap.
+
+    Args:
+        allow_unsandboxed: run programs without bubblewrap where it is missing. tolerance, wrapped_outputs, python, packages:
+            of `CodeVerifier`. threads: programs at a time; default: this process's share of the cores. limits: of `Limits`.
+    """
+    from .code import CodeVerifier, Limits
+
+    settings = {
+        "tolerance": tolerance,
+        "wrapped_outputs": wrapped_outputs,
+        "python": python,
+        "packages": tuple(packages),
+    }
+    judge = CodeVerifier(Limits(**limits), allow_unsandboxed=allow_unsandboxed, **settings)
+    return Verifier(
+        judge,
+        name="code",
+        about=settings | limits,
+        gold_problem=judge.check_gold,
+        golds_are_answers=False,
+        threads=threads or share_of_cores(),
+    )
+
+
+VERIFIERS: dict[str, Callable[..., Verifier]] = {
+    "math": math,
+    "exact": exact,
+    "numeric": numeric,
+    "choice": choice,
+    "code": code,
+}
 
 
 def load_verifier(name: str, settings: dict[str, Any] | None = None, also: dict[str, str] | None = None) -> Callable:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ class Verifier:
     Args:
         judge: verdict of a completion (text) and its gold answer.
         name: under which the verdicts are logged, as `verdicts/<name>/correct` and so on: shares of each step.
-        settings: keyword arguments of the judge.
+        settings: keyword arguments of the judge. about: what else its verdicts depend on.
         gold_column: column of the dataset with the gold answer.
         gold_problem: why a gold answer cannot serve, or `None`; default: none is looked at.
         golds_are_answers: whether a gold answer, given as a completion, is correct.
         workers: processes to judge in; `None` judges in this process, without a deadline.
+        threads: to judge in where there are no workers, for a judge that waits for processes of its own.
         max_failure_share: of `timeout` and `error` among the last 1,000 verdicts; above it the run stops.
         failures_file: JSON lines of the completions the judge has failed on. `SGOPDTrainer` and `sgopd` set it where it is
             `None`; otherwise it is `verifier_failures.jsonl`.
@@ -51,10 +53,12 @@ class Verifier:
         *,
         name: str,
         settings: dict[str, Any] | None = None,
+        about: dict[str, Any] | None = None,
         gold_column: str = "solution",
         gold_problem: Callable[[Any], str | None] | None = None,
         golds_are_answers: bool = True,
         workers: Workers | None = None,
+        threads: int = 1,
         max_failure_share: float = 0.01,
         failures_file: str | None = None,
     ):
@@ -63,10 +67,12 @@ class Verifier:
         self.__name__ = name  # TRL logs rewards under it
         self.judge = judge
         self.settings = dict(settings or {})
+        self.about = dict(about or {})
         self.gold_column = gold_column
         self.gold_problem = gold_problem or (lambda gold: None)
         self.golds_are_answers = golds_are_answers
         self.workers = workers
+        self.threads = threads
         self.max_failure_share = max_failure_share
         self.failures_file = failures_file
         self.stops_at_once = True  # a trainer of several processes asks all of them instead
@@ -79,6 +85,9 @@ class Verifier:
     def verify_all(self, completions: Sequence[str], golds: Sequence[Any]) -> list[Verdict]:
         """n verdicts, in order."""
         calls = list(zip(completions, golds, strict=True))
+        if self.workers is None and self.threads > 1:
+            with ThreadPoolExecutor(self.threads) as pool:
+                return list(pool.map(lambda call: self._in_process(*call), calls))
         if self.workers is None:
             return [self._in_process(*call) for call in calls]
         outcomes = self.workers.map(_judged, [(self.judge, self.settings, *call) for call in calls])
@@ -126,8 +135,9 @@ class Verifier:
 
     def identity(self) -> dict[str, Any]:
         """What its verdicts depend on, as JSON values."""
-        settings = {key: repr(value) for key, value in sorted(self.settings.items())}
-        return {"judge": f"{self.judge.__module__}.{self.judge.__qualname__}", "settings": settings}
+        settings = {key: repr(value) for key, value in sorted((self.settings | self.about).items())}
+        judge = self.judge if hasattr(self.judge, "__qualname__") else type(self.judge)
+        return {"judge": f"{judge.__module__}.{judge.__qualname__}", "settings": settings}
 
     def _in_process(self, completion: str, gold: Any) -> Verdict:
         try:

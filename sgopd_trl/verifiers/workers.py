@@ -65,8 +65,7 @@ class Workers:
         for name, value in (("count", count or 1), ("timeout", timeout), ("calls_per_worker", calls_per_worker)):
             if value <= 0:
                 raise ValueError(f"`{name}` must be > 0, got {value!r}.")
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self.count = count or max(1, len(os.sched_getaffinity(0)) // processes)
+        self.count = count or share_of_cores()
         self.timeout = timeout
         self.memory = memory
         self.calls_per_worker = calls_per_worker
@@ -146,6 +145,11 @@ class Workers:
                 self._pool = None
                 self._finalizer.detach()
         _end(pool, os.getpid())
+
+
+def share_of_cores() -> int:
+    """Cores for each of the training processes on this machine, one at least."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _end(pool: ProcessPool, owner: int) -> None:

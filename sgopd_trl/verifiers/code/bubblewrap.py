@@ -23,6 +23,19 @@ _LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32", "/bin")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _HOST_USERS = range(61184, 65520)  # belongs to no account; one a sandbox, so that none counts another's processes
 
+_MOUNTS = """
+mount -t tmpfs -o mode=755 tmpfs "$0"
+n=0
+while [ "$1" != -- ]; do
+    mkdir "$0/$n"
+    mount --bind "$1" "$0/$n"
+    n=$((n + 1))
+    shift
+done
+shift
+exec "$@"
+"""
+
 
 def interpreter(python: str | None) -> tuple[str, str | None]:
     """The interpreter that runs programs, and the folder it is installed in where that is not below /usr.
@@ -58,7 +71,8 @@ def sandboxed(command: list[str], readable: list[str], limits: Limits, info_fd: 
     """
     bwrap = shutil.which("bwrap") or "bwrap"
     root = os.geteuid() == 0
-    sources = [f"/tmp/{n}" if root else path for n, path in enumerate(readable)]
+    place = _place(readable) if root else ""
+    sources = [f"{place}/{n}" if root else path for n, path in enumerate(readable)]
     inner = [bwrap, "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     inner += ["--unshare-cgroup-try", "--disable-userns", "--uid", str(USER), "--gid", str(USER), "--cap-drop", "ALL"]
     inner += ["--hostname", "sandbox", "--new-session", "--die-with-parent", "--as-pid-1", "--info-fd", str(info_fd)]
@@ -77,16 +91,23 @@ def sandboxed(command: list[str], readable: list[str], limits: Limits, info_fd: 
     for source, path in zip(sources, readable, strict=True):
         inner += ["--ro-bind", source, path]
     inner += ["--remount-ro", "/", "--chdir", "/tmp", "--", *command]
-    return _as_nobody(bwrap, readable, inner) if root else inner
+    return _as_nobody(readable, place, inner) if root else inner
 
 
-def _as_nobody(bwrap: str, readable: list[str], inner: list[str]) -> list[str]:
+def _as_nobody(readable: list[str], place: str, inner: list[str]) -> list[str]:
     """Root is bound by no limit on processes, so root's sandbox is one of another user's.
 
-    That user may not be able to reach `readable` (an interpreter below /root): it finds the paths in a /tmp of its own.
+    That user may not be able to reach `readable` (an interpreter below /root): it finds the paths as `place`/0, `place`/1
+    and so on, in a mount namespace of its own. No step forks: bubblewrap has to be this process's child to die with it.
     """
     user = str(random.SystemRandom().choice(_HOST_USERS))
-    view = [bwrap, "--die-with-parent", "--dev-bind", "/", "/", "--tmpfs", "/tmp"]
-    for n, path in enumerate(readable):
-        view += ["--ro-bind", path, f"/tmp/{n}"]
-    return [*view, "--", "setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--", *inner]
+    mounts = ["unshare", "--mount", "--", "sh", "-ec", _MOUNTS, place, *readable, "--"]
+    return [*mounts, "setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--", *inner]
+
+
+def _place(readable: list[str]) -> str:
+    """A folder that can be mounted over without hiding any of the paths."""
+    for place in ("/mnt", "/media", "/srv", "/tmp"):
+        if os.path.isdir(place) and not any(os.path.commonpath([place, path]) == place for path in readable):
+            return place
+    raise OSError(f"there is no folder to show {readable} to the sandbox's user in")

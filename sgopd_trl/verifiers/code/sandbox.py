@@ -25,7 +25,7 @@ _HEADER = struct.Struct("!iII")
 _STDERR_BOUND = 4096  # of what a harness could send; it keeps less itself
 
 
-class SandboxUnavailable(RuntimeError):
+class SandboxUnavailable(OSError):
     """There is no working bubblewrap here."""
 
 

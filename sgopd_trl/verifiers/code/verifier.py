@@ -13,7 +13,7 @@ from . import comparison
 from .gold import UnitTests, parse_gold
 from .limits import Limits
 from .program import extract_program
-from .sandbox import OutOfTime, Reply, Sandbox, SandboxEnded, check_available
+from .sandbox import OutOfTime, Reply, Sandbox, SandboxEnded, SandboxUnavailable, check_available
 
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class CodeVerifier:
         self.sandboxed = True
         try:
             check_available(self.limits, python, self.packages)
-        except RuntimeError as error:
+        except SandboxUnavailable as error:
             if not allow_unsandboxed:
                 raise
             self.sandboxed = False
@@ -132,7 +132,7 @@ class CodeVerifier:
                     return Status.TIMEOUT, f"test {n}: all tests took more than {self.limits.total_seconds} s"
                 return Status.WRONG, f"test {n}: time limit of {self.limits.wall_seconds} s"
             except SandboxEnded as ended:
-                return Status.WRONG, f"test {n}: the program ended its sandbox {ended}".rstrip()
+                return Status.WRONG, f"test {n}: the program broke its sandbox: {str(ended) or 'it ended'}"
             problem = self._failure(reply) or self._difference(reply.output, expected, tests.fn_name is not None)
             if problem:
                 return Status.WRONG, f"test {n}: {problem}"
