@@ -69,7 +69,7 @@ def test_miniature_siblings_differ_in_the_method_only():
     own |= {"disagree_interp_beta", "teacher_sampling_enable", "teacher_sampling_ratio"}
     own |= {"teacher_sampling_phase1_end_frac", "teacher_sampling_phase2_end_frac"}
     own |= {"teacher_model_name_or_path", "teachers", "dataset_teacher_column", "teacher_bank"}  # where it lives
-    own |= {"teacher_server_url", "teacher_server_model"}
+    own |= {"teacher_server_url", "teacher_server_model", "reward_funcs"}
     common = [{key: value for key, value in recipe.items() if key not in own} for recipe in texts.values()]
     assert all(recipe == common[0] for recipe in common)
     assert len({recipe["output_dir"] for recipe in texts.values()}) == len(texts)
@@ -81,6 +81,7 @@ def test_miniature_siblings_differ_in_the_method_only():
         ("sgopd", "sign", 1.0, True),
         ("random_gate", "random", 1.0, True),
         ("positive_gate", "positive", 1.0, True),
+        ("certificates", "sign", 1.0, True),
         ("opd", None, 1.0, False),
         ("exopd", None, 1.25, False),
     ],
