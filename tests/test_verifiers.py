@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 
 import judges
@@ -220,3 +221,24 @@ def test_by_import_path():
 def test_what_cannot_be_loaded_is_said(name, settings, message):
     with pytest.raises(ValueError, match=message):
         load_verifier(name, settings)
+
+
+needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+UNIT_TESTS = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7\n"]}
+SUM = "```python\nprint(sum(map(int, input().split())))\n```"
+
+
+@needs_bubblewrap
+def test_code_by_name():
+    """Several programs at a time; the golds are unit tests, which are no completions."""
+    verifier = load_verifier("code", {"cpu_seconds": 2, "wall_seconds": 4, "threads": 3})
+    programs = [SUM, SUM.replace("sum", "max"), "no program", SUM, "```python\nwhile True: pass\n```"]
+    verdicts = verifier.verify_all(programs, [json.dumps(UNIT_TESTS)] * 5)
+    assert [verdict.status for verdict in verdicts] == ["correct", "wrong", "no_answer", "correct", "wrong"]
+    assert not verifier.golds_are_answers
+    assert verifier.gold_problem(json.dumps(UNIT_TESTS)) is None and verifier.gold_problem("39")
+    assert "box_answer" in verifier.gold_problem("\\boxed{" + json.dumps(UNIT_TESTS) + "}")
+    assert verifier.verify(SUM, "39").status == "error"
+    assert verifier.identity() != load_verifier("code", {"tolerance": 1e-3}).identity()
+    with pytest.raises(ValueError, match="does not take the settings|cpu_secnds"):
+        load_verifier("code", {"cpu_secnds": 2})

@@ -60,6 +60,11 @@ def code(
     """
     from .code import CodeVerifier, Limits
 
+    known = Limits.__dataclass_fields__
+    if unknown := sorted(limits.keys() - known):
+        raise ValueError(
+            f"The verifier 'code' does not take the settings {unknown}; its limits are {', '.join(known)}."
+        )
     settings = {
         "tolerance": tolerance,
         "wrapped_outputs": wrapped_outputs,
@@ -67,11 +72,17 @@ def code(
         "packages": tuple(packages),
     }
     judge = CodeVerifier(Limits(**limits), allow_unsandboxed=allow_unsandboxed, **settings)
+
+    def gold_problem(gold: Any) -> str | None:
+        if "\\boxed" in str(gold)[:10]:
+            return "it is boxed: set `box_answer: false`, for unit tests are no answer"
+        return judge.check_gold(gold)
+
     return Verifier(
         judge,
         name="code",
         about=settings | limits,
-        gold_problem=judge.check_gold,
+        gold_problem=gold_problem,
         golds_are_answers=False,
         threads=threads or share_of_cores(),
     )
