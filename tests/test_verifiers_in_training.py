@@ -12,6 +12,7 @@ import tiny
 import torch
 from datasets import Dataset
 from test_distributed import free_port
+from test_verifier_workers import alive
 from trl import GRPOConfig, GRPOTrainer
 
 from sgopd_trl import SGOPDTrainer
@@ -156,9 +157,12 @@ import json, os, tiny
 from accelerate.utils import gather_object
 from test_verifiers_in_training import Failing, make_trainer
 from sgopd_trl.cli.launch import end_together
-from sgopd_trl.verifiers import Verifier, VerifierFailure
+from sgopd_trl.verifiers import Verifier, VerifierFailure, load_verifier
 from pathlib import Path
 rank = int(os.environ["RANK"])
+math = load_verifier("math")
+assert math.verify("\\\\boxed{{1/2}}", "0.5").correct
+workers = list(math.workers._pool._pool_manager.worker_manager.workers)
 verifier = Verifier(Failing(after=20 if rank == 1 else 10**9), name="even")
 trainer = make_trainer(Path({folders!r}), Path({out!r}), verifier, max_steps=9, per_device_train_batch_size=8)
 assert trainer.accelerator.num_processes == 2
@@ -167,9 +171,9 @@ try:
     said = None
 except VerifierFailure as error:
     said = [str(error), error.__notes__[0]]
-said = gather_object([said])
+said, workers = gather_object([said]), gather_object(workers)
 if rank == 0:
-    print("SAID", json.dumps(said))
+    print("SAID", json.dumps([*said, workers]))
 end_together(trainer.accelerator)
 """
 
@@ -191,5 +195,6 @@ def test_all_processes_stop_where_ones_judge_fails(folders, tmp_path):
     )
     assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("SAID"))
-    first, second = json.loads(line.removeprefix("SAID "))
+    first, second, workers = json.loads(line.removeprefix("SAID "))
+    assert len(workers) >= 2 and not any(map(alive, workers))
     assert first == second and "'even' has failed" in first[0] and "is saved in" in first[1]
