@@ -5,6 +5,7 @@ negative on the useful steps too.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
+
+from .verifiers.reward import completion_text
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class StepCertificates:
         self.verifier: StepVerifier | None = found[0] if found else None
         self._certificates: list[Certificate] = []
         self._completion_ids: list[list[int]] = []
+        self._texts: list[str] = []
 
     def ask(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]
@@ -74,6 +78,7 @@ class StepCertificates:
             return
         columns = {key: [row[key] for row in inputs] for key in inputs[0].keys() - {"prompt", "completion"}}
         self._completion_ids = completion_ids
+        self._texts = [completion_text(completion) for completion in completions]
         self._certificates = self.verifier.certify(
             prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
         )
@@ -84,6 +89,13 @@ class StepCertificates:
         """What the batch's gate takes for a1, (B, L), under its own name; nothing where no certificates are given."""
         if self.verifier is None:
             return {}
+        for text, ids, certificate in zip(self._texts, self._completion_ids, self._certificates, strict=True):
+            steps = certificate is not None and any(isinstance(entry, Step) for entry in certificate)
+            if steps and text != tokenizer.decode(ids, skip_special_tokens=True):
+                raise ValueError(
+                    "Steps are spans of the text that a completion's tokens decode to, but the text the verifier saw is "
+                    f"another: {text[:100]!r}. With tools or parsed responses give a value for each token instead."
+                )
         length = batch["completion_ids"].size(1)
         values = gate_advantages(self._certificates, self._completion_ids, tokenizer, batch["advantages"], length)
         return {"gate_advantages": values}
@@ -92,17 +104,30 @@ class StepCertificates:
 def token_offsets(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[tuple[int, int]]:
     """Where each token's characters lie in the text that the ids decode to, special tokens left out.
 
-    A token that completes no character (a special one, or a part of one) has none: its start is its end.
+    A token that completes no character (a special one, or the beginning of one) has none: its start is its end.
     """
+    pieces = None
     if getattr(tokenizer, "is_fast", False):
         stream = DecodeStream(skip_special_tokens=True)
-        pieces = [stream.step(tokenizer._tokenizer, token) or "" for token in token_ids]
-    else:
-        texts = [tokenizer.decode(token_ids[:end], skip_special_tokens=True) for end in range(len(token_ids) + 1)]
-        pieces = [after[len(before) :] for before, after in zip(texts, texts[1:], strict=False)]
+        try:
+            pieces = [stream.step(tokenizer._tokenizer, token) or "" for token in token_ids]
+        except Exception:  # tokenizers raises no other class where bytes are no character (byte fallback)
+            pieces = None
+    if pieces is None or "".join(pieces) != tokenizer.decode(token_ids, skip_special_tokens=True):
+        return _offsets_of_prefixes(tokenizer, token_ids)
     ends = [0]
     for piece in pieces:
         ends.append(ends[-1] + len(piece))
+    return list(zip(ends, ends[1:], strict=False))
+
+
+def _offsets_of_prefixes(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+    """The same for any tokenizer, in time that grows with the square of the length: how much of the text each prefix has."""
+    text = tokenizer.decode(token_ids, skip_special_tokens=True)
+    ends = [0]
+    for count in range(1, len(token_ids) + 1):
+        prefix = tokenizer.decode(token_ids[:count], skip_special_tokens=True)
+        ends.append(max(ends[-1], len(os.path.commonprefix([prefix, text]))))
     return list(zip(ends, ends[1:], strict=False))
 
 
@@ -110,6 +135,8 @@ def token_values(
     certificate: Certificate, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, outcome: float
 ) -> list[float]:
     """The certificate of each token: that of the step its first character lies in, else the outcome's.
+
+    A token that is the beginning of a character only belongs to that character; a special token has the outcome's.
 
     Args:
         certificate: see `StepVerifier`. token_ids: l ids. outcome: a1 of the sequence.
@@ -123,19 +150,23 @@ def token_values(
     """
     if certificate is None:
         return [outcome] * len(token_ids)
-    values = [entry.value if isinstance(entry, Step) else entry for entry in certificate]
+    steps = [entry for entry in certificate if isinstance(entry, Step)]
+    values = [entry.value for entry in steps] or list(certificate)
+    if 0 < len(steps) < len(certificate):
+        raise ValueError("a certificate must have steps or numbers, not both")
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"a certificate's values must be finite, got {values[:20]}")
-    if not any(isinstance(entry, Step) for entry in certificate) and values:
+    if values and not steps:
         if len(values) != len(token_ids):
             raise ValueError(f"a certificate must have a value for each of {len(token_ids)} tokens, got {len(values)}")
         return [float(value) for value in values]
-    bad = next((step for step in certificate if not 0 <= step.start < step.end), None)
+    bad = next((step for step in steps if not 0 <= step.start < step.end), None)
     if bad is not None:
         raise ValueError(f"a certificate's step must have 0 <= start < end, got {bad}")
+    special = set(tokenizer.all_special_ids)
     found = []
-    for start, end in token_offsets(tokenizer, token_ids):
-        of_it = (step.value for step in certificate if start < end and step.start <= start < step.end)
+    for token, (start, _) in zip(token_ids, token_offsets(tokenizer, token_ids), strict=True):
+        of_it = (step.value for step in steps if token not in special and step.start <= start < step.end)
         found.append(float(next(of_it, outcome)))
     return found
 

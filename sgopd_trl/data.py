@@ -81,6 +81,8 @@ def load_split(name: str, split: str = "train", config: str | None = None, revis
             return load_dataset(_FORMATS[path.suffix], data_files={split: str(path)}, split=split)
         except DatasetGenerationError as error:
             raise ValueError(f"The dataset file {name} cannot be read: {error.__cause__ or error}") from error
+        except StopIteration as error:
+            raise ValueError(f"The dataset file {name} is empty.") from error
     if path.is_file():
         raise ValueError(f"The dataset file {name} must end in {', '.join(_FORMATS)}, got {path.suffix!r}.")
     if path.is_absolute() or name.startswith((".", "~")):

@@ -58,6 +58,9 @@ def check_answers(
         rewards = _self_rewards(rows, answer_column, reward_funcs, weights, threshold)
         failed += [number for number, reward in zip(numbers, rewards, strict=True) if not reward > threshold]
     failed = sorted(gather_object(failed))  # so that every process stops, and says the same
+    for function in reward_funcs:
+        if isinstance(function, Verifier):
+            function.forget()
     if failed:
         first = "; ".join(f"row {n}: {_short(dataset[n][answer_column])}" for n in failed[:_SHOWN])
         raise ValueError(

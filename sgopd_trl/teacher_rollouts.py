@@ -155,16 +155,20 @@ class TeacherRollouts:
             with self.trainer.step_log.teacher("teacher_rollouts", pending.call):
                 generated = iter(pending.call.result(accelerator))
         written = [pending.written[index] for index in pending.mine]
-        judged = gather_object(self._judge(pending, [next(generated) if ids is None else ids for ids in written]))
-        # Where another run was faster, its rollouts: all runs agree
-        stored = on_main_process(accelerator, lambda: self.bank.add(judged))
-        self.unverified.remove(self._key(pending, index) for index in pending.mine)
-        for index, rollout in zip(pending.missing, stored, strict=True):
+        judged, failed = self._judge(pending, [next(generated) if ids is None else ids for ids in written])
+        judged, failed = gather_object(judged), gather_object(failed)
+        for index, rollout in zip(pending.missing, judged, strict=True):
             rollouts[index] = rollout
+        # Where the verifier failed there is no verdict to keep. Where another run was faster, its rollouts: all runs agree
+        kept = [index for index, no_verdict in zip(pending.missing, failed, strict=True) if not no_verdict]
+        stored = on_main_process(accelerator, lambda: self.bank.add([rollouts[index] for index in kept]))
+        for index, rollout in zip(kept, stored, strict=True):
+            rollouts[index] = rollout
+        self.unverified.remove(self._key(pending, index) for index in pending.mine if index in kept)
         return rollouts
 
-    def _judge(self, pending: PendingRollouts, completion_ids: list[list[int]]) -> list[BankRollout]:
-        """This process's rollouts, decoded and judged by TRL's own methods."""
+    def _judge(self, pending: PendingRollouts, completion_ids: list[list[int]]) -> tuple[list[BankRollout], list[bool]]:
+        """This process's rollouts, decoded and judged by TRL's own methods; and on which of them a verifier failed."""
         trainer, args = self.trainer, self.trainer.args
         real = len(pending.mine)
         mine = (pending.mine or pending.missing[:1]) * pending.share  # others stand in for what this process lacks
@@ -180,7 +184,8 @@ class TeacherRollouts:
             self.judged = None
         first = trainer.accelerator.process_index * pending.share
         totals = (rewards * trainer.reward_weights.to(rewards.device)).nansum(1)[first : first + real].tolist()
-        return [
+        failed = [any(verifier.failed[i] for verifier in trainer.verifiers) for i in range(real)]
+        rollouts = [
             BankRollout(
                 prompt=prompt_key(prompts[i]),
                 prompt_ids=prompt_ids[i],
@@ -196,6 +201,7 @@ class TeacherRollouts:
             )
             for i in range(real)
         ]
+        return rollouts, failed
 
     def _key(self, pending: PendingRollouts, index: int) -> str:
         prompt = pending.prompts[index]

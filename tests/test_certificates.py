@@ -6,7 +6,9 @@ import pytest
 import tiny
 import torch
 from reference import StepRecorder, relative_error, sequence_logps, sg_opd_loss, unpad
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.decoders import ByteFallback, Fuse, Replace, Sequence, Strip
+from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sgopd_trl import SGOPDTrainer
@@ -55,6 +57,33 @@ def test_offsets_of_characters_that_are_several_tokens(fast, monkeypatch):
     assert all(before[1] == after[0] for before, after in zip(offsets, offsets[1:]))
 
 
+def test_a_token_that_begins_a_character_belongs_to_it():
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(["x=2"], vocab_size=256)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer)
+    token_ids = tokenizer("x=\u221a2")["input_ids"]
+    assert len(token_ids) == 6  # the root is three
+    assert token_values([Step(0, 2, 1.0), Step(2, 3, -1.0)], token_ids, tokenizer, 0.5) == [1, 1, -1, -1, -1, 0.5]
+
+
+def test_bytes_that_are_no_character():
+    """A tokenizer with byte fallback, as Llama's, and whatever a student samples."""
+    model = BPE(
+        {"<unk>": 0, "\u2581and": 1, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}}, [], byte_fallback=True
+    )
+    backend = Tokenizer(model)
+    backend.decoder = Sequence([Replace("\u2581", " "), ByteFallback(), Fuse(), Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    rng = random.Random(0)
+    for _ in range(300):
+        token_ids = [rng.choice([1, 2 + rng.randrange(256), 2 + 0x65]) for _ in range(8)]
+        offsets = token_offsets(tokenizer, token_ids)
+        text = tokenizer.decode(token_ids)
+        assert len(offsets) == 8 and offsets[-1][1] <= len(text)
+        assert all(before[1] == after[0] <= after[1] for before, after in zip(offsets, offsets[1:]))
+        token_values([Step(0, 3, 1.0)], token_ids, tokenizer, 0.0)
+
+
 def test_a_token_has_its_steps_value_and_elsewhere_the_outcomes():
     certificate = [Step(0, 3, 2.0), Step(6, 9, -1.0)]
     values = token_values(certificate, ids("1_56_50_5"), TOKENIZER, 0.5)
@@ -79,6 +108,7 @@ def test_advantages_of_a_batch():
         ([float("nan")] * 3, "must be finite"),
         ([Step(0, 1, float("inf"))], "must be finite"),
         ([Step(1, 1, 1.0)], "0 <= start < end"),
+        ([Step(0, 1, 1.0), 1.0, 1.0], "steps or numbers, not both"),
         ([Step(-1, 1, 1.0)], "0 <= start < end"),
     ],
 )
@@ -212,6 +242,19 @@ def test_without_a_certificate_it_is_the_outcomes_gate(folders, tmp_path):
         trainer.train()
         weights.append(trainer.model.state_dict())
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+def test_text_that_is_not_the_tokens_is_refused(folders, tmp_path):
+    """As where TRL parses a response."""
+    trainer = make_trainer(folders, tmp_path, Digits(), max_steps=1)
+    calculate = trainer._calculate_rewards
+
+    def parsed(inputs, prompts, completions, ids):
+        return calculate(inputs, prompts, [[{"role": "assistant", "content": "1 and 2"}] for _ in completions], ids)
+
+    trainer._calculate_rewards = parsed
+    with pytest.raises(ValueError, match="the text the verifier saw is another: '1 and 2'"):
+        trainer.train()
 
 
 def test_one_reward_function_certifies(folders, tmp_path):

@@ -50,7 +50,7 @@ def test_verdicts_mistakes_and_one_line_a_row(rows_file, tmp_path, capsys, monke
         *("correct", "correct", "wrong", "no_answer", "refused", "wrong", "correct")
     ]
     assert [{key: line[key] for key in ROWS[0]} for line in lines] == ROWS
-    assert lines[1]["answer"] == "\\frac{1}{2}"
+    assert lines[1]["verdict_answer"] == "\\frac{1}{2}"
 
 
 def test_other_columns_verifiers_settings_and_parquet(tmp_path, capsys):
@@ -62,6 +62,26 @@ def test_other_columns_verifiers_settings_and_parquet(tmp_path, capsys):
     assert code == 0 and "correct" in printed
     table = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in printed.splitlines() if "│" in line}
     assert table["correct"] == "1" and table["wrong"] == "1" and "false positives" not in printed
+
+
+def test_messages_labels_in_words_and_a_gold_column_called_answer(tmp_path, capsys):
+    rows = [
+        {"completion": [{"role": "assistant", "content": "\\boxed{39}"}], "answer": "40", "right": False},
+        {"completion": [{"role": "assistant", "content": "\\boxed{40}"}], "answer": "40", "right": True},
+    ]
+    output = tmp_path / "out.jsonl"
+    code, printed = run(capsys, write(tmp_path / "r.jsonl", rows), "--label", "right", "--output", str(output))
+    assert code == 0 and "false positives: 0 of 1, false negatives: 0 of 1" in printed
+    lines = [json.loads(line) for line in output.open()]
+    assert [(line["answer"], line["verdict"]) for line in lines] == [("40", "wrong"), ("40", "correct")]
+    code, printed = run(capsys, "--golds", write(tmp_path / "g.jsonl", [{"answer": "40"}, {"answer": None}]))
+    assert code == 1 and "row 1: None: it is missing" in printed
+
+
+def test_failures_of_the_judge_are_shown(tmp_path, capsys):
+    path = write(tmp_path / "r.jsonl", [{"completion": "raise x", "gold": "39"}])
+    code, printed = run(capsys, path, "--verifier", "judges.obedient")
+    assert code == 0 and "row 0: error: KeyError: 'x'" in printed
 
 
 def test_golds(tmp_path, capsys):
@@ -87,6 +107,8 @@ def test_golds(tmp_path, capsys):
         (["{file}", "--verifier", "maths"], "Did you mean 'math'"),
         (["{file}", "--verifier", "judges.classic"], "is a plain reward function"),
         (["{file}", "--verifier", "numeric", "--settings", '{"tol": 1}'], "does not take the settings"),
+        (["{file}", "--settings", "[1]"], "--settings must be a JSON object"),
+        (["{file}", "--label", "gold"], "--label: row 0 has '39' in column 'gold'; a label is 1 or 0"),
         (["absent.jsonl"], "absent.jsonl does not exist"),
     ],
 )
@@ -94,6 +116,28 @@ def test_refused(rows_file, capsys, arguments, message):
     error, code = refused(
         capsys, "verify", *(argument.format(file=rows_file) for argument in arguments[:3]), *arguments[3:]
     )
+    assert message in error and code in (1, 2) and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        ([], [], "is empty"),
+        ([{"completion": "x", "gold": "1"}, {"completion": "x", "gold": None}], [], "row 1 has no gold answer"),
+        (
+            [{"completion": "x", "gold": "1", "verdict": 1}],
+            ["--output", "o.jsonl"],
+            "overwrite the columns ['verdict']",
+        ),
+        (
+            [{"completion": "x", "gold": "1", "l": 1}, {"completion": "x", "gold": "1", "l": None}],
+            ["--label", "l"],
+            "row 1 has None",
+        ),
+    ],
+)
+def test_odd_rows_are_refused(tmp_path, capsys, rows, arguments, message):
+    error, code = refused(capsys, "verify", write(tmp_path / "rows.jsonl", rows), *arguments)
     assert message in error and code in (1, 2) and "Traceback" not in error
 
 

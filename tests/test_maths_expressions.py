@@ -187,6 +187,13 @@ CASES = [
     (r"\sqrt{2}+10^{-90}", r"\sqrt{2}", False),
     ("e^{-2000}", "e^{-2001}", False),
     (r"\pi", r"\frac{245850922}{78256779}", False),
+    ("2x+3", "|2x+3|", False),
+    ("5-x", "|x-5|", False),
+    ("n", "n'", False),
+    (r"\ln 2", r"\mathrm{ln}\,2", True),
+    (r"2\sqrt{3}", r"2\sqrt{3} \approx 3.46 \text{ cm}", True),
+    (r"2\sqrt{3}", r"2\sqrt{3}\ (\approx 3.46)", True),
+    ("610", r"x \approx 610", True),
 ]
 
 

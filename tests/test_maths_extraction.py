@@ -33,6 +33,13 @@ ANSWERS = [
     (r"\boxed{1}. Then \boxed{2}, \boxed{3}", r"2 \tor 3"),
     (r"\boxed{2}, or possibly \boxed{3}", r"2 \tor 3"),
     (r"$\boxed{2}$ | $\boxed{3}$", r"2 \tor 3"),
+    (r"\boxed{2} \\ \boxed{3}", r"2 \tor 3"),
+    (r"\boxed{2} (or \boxed{3})", r"2 \tor 3"),
+    (r"\boxed{2}. Alternatively, \boxed{3}", r"2 \tor 3"),
+    (r"\boxed{2} or perhaps it is \boxed{3}", r"2 \tor 3"),
+    ("- \\boxed{2}\n- \\boxed{3}", r"2 \tor 3"),
+    ("1. \\boxed{2}\n2. \\boxed{3}", r"2 \tor 3"),
+    (r"(a) \boxed{2} (b) \boxed{3}", r"2 \tor 3"),
     # Reasoning and code are no answers
     (r"<think>\boxed{204}</think>The answer is \boxed{205}.", "205"),
     (r"so \boxed{204}</think>I am done.", None),

@@ -160,7 +160,39 @@ CASES = [
     (r"\infty", "10^{1000}", False),
     ("(-1)^n", "(-1)^{n+1}", False),
     (r"x=\pm1", "1,-1", True),
+    (r"\pm 3", r"\{\pm 3\}", True),
+    (r"1 \pm \sqrt{2}", r"1 \mp \sqrt{2}", True),
+    ("(1,2)", "y=1, x=2", False),
+    ("(1,2)", "y=2, x=1", True),
+    ("3:2", "3:2:1", False),
+    ("3:2", r"\text{3:2}", True),
+    ("x=3", r"\text{x = 3}", True),
+    (r"\infty", r"\text{Infinity}", True),
+    (r"\mathbb{R}", r"\mathbb R", True),
+    (r"\mathbb{R}", r"\text{all real numbers}", True),
+    (r"\mathbb{R}\setminus\{2\}", r"\mathbb{R}-\{2\}", True),
+    (r"\mathbb{R}\setminus\{2\}", r"x\in\mathbb{R}, x\neq 2", True),
+    (r"(-\infty,-1)\cup(2,\infty)", r"(-\infty,-1), (2,\infty)", True),
+    (r"(-\infty,-1)\cup(2,\infty)", r"(-\infty,-1)\text{ or }(2,\infty)", True),
+    (r"(-\infty,-1)\cup(2,\infty)", "x<-1, y>2", False),
+    ("(3,4),(4,3)", r"(x,y)\in\{(3,4),(4,3)\}", True),
+    (r"19, 46, \text{ and } 82", r"19\text{, }46\text{, and }82", True),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\[2pt]3&4\end{pmatrix}", True),
 ]
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "correct"),
+    [
+        ("x^2+y^2=25", "25", False),
+        ("2x-y+3=0", "0", False),
+        ("25", "x^2+y^2=25", True),
+        ("x=0", "0", True),
+        ("f(x)=0", "0", True),
+    ],
+)
+def test_a_value_is_not_the_equation_that_is_the_gold(gold, answer, correct):
+    assert verify_maths(f"\\boxed{{{answer}}}", gold).correct == correct
 
 
 @pytest.mark.parametrize(("gold", "answer", "correct"), CASES)

@@ -1,7 +1,9 @@
 """Worker processes: hard deadlines, bounded memory, replacement, and nothing left behind."""
 
 import asyncio
+import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -45,15 +47,20 @@ def test_calls_come_back_in_order(workers):
     [
         ("sleep 60", "timeout", "no answer in 1 s"),
         ("power", "timeout", "no answer in 1 s"),
+        ("forever", "timeout", "no answer in 1 s"),
         ("hog 4", "memory", "more than 1 GiB"),
         ("die", "error", "exit code 3"),
         ("raise x", "error", "KeyError"),
+        ("odd", "error", "Odd: one"),
+        ("exit", "error", "SystemExit: 3"),
+        ("late", "error", "TimeoutError: the judge's own"),
+        ("lambda", "error", "pickle"),
     ],
 )
 def test_a_call_that_goes_wrong_is_an_outcome_and_hurts_no_other(workers, completion, kind, detail):
     start = time.monotonic()
     outcomes = ask(workers, "right", completion, "right", completion, "wrong")
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 3.5  # two deadlines on two workers, and no waiting for the killed
     assert [outcomes[place].kind for place in (0, 2, 4)] == ["done"] * 3
     assert [(outcomes[place].kind, detail in outcomes[place].detail) for place in (1, 3)] == [(kind, True)] * 2
 
@@ -97,6 +104,78 @@ def test_from_threads_and_async_code(workers):
         return await asyncio.gather(*(asyncio.to_thread(ask, workers, "right", "raise x") for _ in range(3)))
 
     assert [[o.kind for o in outcomes] for outcomes in asyncio.run(several())] == [["done", "error"]] * 3
+
+
+@pytest.mark.parametrize("length", [1, 3000])
+def test_workers_that_cannot_start_are_an_error_and_no_hang(length):
+    """Also where more is waiting than the pipe to the workers holds."""
+    workers = Workers(2, preload=["no_such_module"])
+    outcomes = workers.map(judges.obedient, [("x" * length, "y")] * 100)
+    assert {outcome.kind for outcome in outcomes} == {"error"}
+    workers.close()
+
+
+def test_threads_whose_workers_are_killed_meanwhile_lose_nothing():
+    """The pool breaks when idle workers die; every thread notices, one of them replaces it."""
+    workers = Workers(2, timeout=5.0, preload=["judges"])
+    results, stop = [], threading.Event()
+
+    def in_thread():
+        for _ in range(15):
+            results.append([outcome.kind for outcome in ask(workers, "right", "x" * 3000, "right")])
+
+    def kill():
+        while not stop.is_set():
+            time.sleep(0.15)
+            pool = workers._pool
+            for pid in list(pool._pool_manager.worker_manager.workers) if pool else []:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    threads = [threading.Thread(target=in_thread) for _ in range(4)]
+    killer = threading.Thread(target=kill)
+    for thread in [*threads, killer]:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    stop.set()
+    killer.join()
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(results) == 60 and all(set(kinds) <= {"done", "error"} for kinds in results)
+    assert sum(kinds == ["done"] * 3 for kinds in results) > 20
+    workers.close()
+
+
+def test_closing_does_not_leave_other_threads_waiting():
+    workers = Workers(1, timeout=5.0, preload=["judges"])
+    answers = []
+    thread = threading.Thread(target=lambda: answers.extend(ask(workers, *["sleep 0.1"] * 10)))
+    thread.start()
+    time.sleep(0.3)
+    workers.close()
+    thread.join(20)
+    assert not thread.is_alive() and len(answers) == 10
+    workers.close()
+
+
+def test_other_threads_may_pickle_what_the_script_defines(workers):
+    """Workers are replaced at any time; `__main__` must be there for the others."""
+    assert pickle.loads(pickle.dumps(workers)).timeout == workers.timeout
+    main = sys.modules["__main__"]
+    seen, stop = set(), threading.Event()
+
+    def watch():
+        while not stop.is_set():
+            seen.add(sys.modules["__main__"])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    short = Workers(1, calls_per_worker=1, preload=["judges"])
+    pids(short)
+    short.close()
+    stop.set()
+    thread.join()
+    assert seen == {main}
 
 
 # A script without `if __name__ == "__main__"`, as users write them

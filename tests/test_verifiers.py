@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import shutil
 import threading
 
@@ -187,6 +188,16 @@ def test_trl_takes_it_for_a_reward_function(verifier):
     assert callable(verifier) and verifier.__name__ == "obedient" and not is_async_callable(verifier)
 
 
+def test_it_travels_to_another_process(verifier):
+    """As trainers with rollout workers send their reward functions."""
+    for original in (verifier, load_verifier("exact"), load_verifier("numeric"), load_verifier("math", {"workers": 1})):
+        copy = pickle.loads(pickle.dumps(original))
+        assert copy.verify("\\boxed{2}", "2").status == original.verify("\\boxed{2}", "2").status
+        for each in (copy, original):
+            if each.workers is not None and each is not verifier:
+                each.workers.close()
+
+
 # By name
 
 
@@ -196,6 +207,16 @@ def test_by_name_with_settings():
         loose.verify("\\boxed{1.05}", "1").correct and not load_verifier("numeric").verify("\\boxed{1.05}", "1").correct
     )
     assert loose.identity() != load_verifier("numeric").identity()
+
+
+def test_limits_of_any_verifier():
+    strict = load_verifier("exact", {"max_failure_share": 0.0})
+    assert strict.max_failure_share == 0.0
+    judged = load_verifier("judges.obedient", {"timeout": 0.5, "workers": 1, "max_failure_share": 0.5})
+    assert judged.verify("forever", "").status == "timeout" and judged.max_failure_share == 0.5
+    judged.workers.close()
+    with pytest.raises(ValueError, match="takes no settings, got `max_failure_share`"):
+        load_verifier("judges.classic", {"max_failure_share": 0.5})
 
 
 def test_by_import_path():

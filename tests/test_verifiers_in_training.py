@@ -120,6 +120,20 @@ def test_a_bank_knows_its_verifier_and_its_settings(folders, tmp_path):
         make_trainer(folders, tmp_path / "c", load_verifier("numeric", {"tolerance": 0.2}), **bank)
 
 
+def test_a_rollout_of_the_teacher_without_a_verdict_is_not_kept_as_wrong(folders, tmp_path):
+    """The judge is gone when the teacher's first rollouts come, and back in the next run: it judges what was written."""
+    bank = {"teacher_bank": str(tmp_path / "bank"), "teacher_temperature": 0.0, "max_steps": 1}
+    first = make_trainer(folders, tmp_path / "a", Verifier(Failing(after=8), name="even", max_failure_share=1), **bank)
+    first.train()
+    assert len(first.teacher_sampling.rollouts.bank) == 0
+    (step,) = (line for line in first.state.log_history if "teacher_sampling/asked" in line)
+    assert step["teacher_sampling/asked"] == 2 and step["teacher_sampling/verified"] == 0
+    second = make_trainer(folders, tmp_path / "b", Verifier(Failing(), name="even", max_failure_share=1), **bank)
+    second.train()
+    (step,) = (line for line in second.state.log_history if "teacher_sampling/asked" in line)
+    assert step["teacher_sampling/asked"] == 0 and len(second.teacher_sampling.rollouts.bank) == 2
+
+
 # Gold answers
 
 

@@ -1,6 +1,7 @@
 """`sgopd verify`: the verdicts of a verifier on a file, and whether a dataset's gold answers verify against themselves."""
 
 import argparse
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _GOLDS = ("gold", "solution", "answer", "final_answer")
 _AT_A_TIME = 256  # completions between two movements of the progress bar
 _SHOWN = 20
+_LABELS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -54,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         from ..data import load_split
         from ..verifiers import Verifier, load_verifier
 
+        if not isinstance(args.settings, dict):
+            raise UsageError(f"--settings must be a JSON object, got {args.settings!r}.")
         verifier = load_verifier(args.verifier, args.settings)
         if not isinstance(verifier, Verifier):
             raise UsageError(
@@ -74,30 +78,44 @@ def judge_file(verifier: "Verifier", dataset: "Dataset", gold: str, args: argpar
     from rich.table import Table
 
     from ..verifiers import Status
+    from ..verifiers.reward import FAILURES
 
     completion = _column(dataset, args.completion, (), "--completion")
-    label = args.label and _column(dataset, args.label, (), "--label")
+    labels = None if args.label is None else _labels(dataset, _column(dataset, args.label, (), "--label"))
+    if None in dataset[gold]:
+        raise UsageError(f"--gold: row {list(dataset[gold]).index(None)} has no gold answer in column {gold!r}.")
+    taken = sorted({"verdict", "verdict_answer", "verdict_detail"} & set(dataset.column_names))
+    if args.output and taken:
+        raise UsageError(f"--output would overwrite the columns {taken} of {args.file}. Rename them.")
     counts: Counter[tuple[str, bool | None]] = Counter()
     wrong: list[tuple[int, dict[str, Any], Verdict]] = []
-    output = args.output.open("w", encoding="utf-8") if args.output else None
-    for number, (row, verdict) in enumerate(_judged(verifier, dataset, completion, gold)):
-        expected = bool(int(row[label])) if label else None
-        counts[verdict.status, expected] += 1
-        if label and verdict.correct != expected:
-            wrong.append((number, row, verdict))
-        if output:
-            line = row | {"verdict": verdict.status, "answer": verdict.answer, "detail": verdict.detail}
-            output.write(json.dumps(line, default=str) + "\n")
-    if output:
-        output.close()
+    failed: list[tuple[int, Verdict]] = []
+    with contextlib.ExitStack() as files:
+        output = args.output and files.enter_context(args.output.open("w", encoding="utf-8"))
+        for number, (row, verdict) in enumerate(_judged(verifier, dataset, completion, gold)):
+            expected = labels and labels[number]
+            counts[verdict.status, expected] += 1
+            if labels and verdict.correct != expected:
+                wrong.append((number, row, verdict))
+            if verdict.status in FAILURES:
+                failed.append((number, verdict))
+            if output:
+                found = {
+                    "verdict": verdict.status,
+                    "verdict_answer": verdict.answer,
+                    "verdict_detail": verdict.detail,
+                }
+                output.write(json.dumps(row | found, default=str) + "\n")
     console = Console()
-    table = Table("verdict", "rows", *(["label 1", "label 0"] if label else []), title=f"{len(dataset)} rows")
+    table = Table("verdict", "rows", *(["label 1", "label 0"] if labels else []), title=f"{len(dataset)} rows")
     for status in Status:
-        cells = [counts[status, True], counts[status, False]] if label else []
+        cells = [counts[status, True], counts[status, False]] if labels else []
         total = sum(count for (found, _), count in counts.items() if found is status)
         table.add_row(status, *map(str, [total, *cells]))
     console.print(table)
-    if label:
+    for number, verdict in failed[:_SHOWN]:
+        console.print(f"row {number}: {verdict.status}: {verdict.detail}", markup=False, highlight=False)
+    if labels:
         positives = sum(count for (_, expected), count in counts.items() if expected)
         false_positives = sum(verdict.correct for *_, verdict in wrong)
         false_negatives = len(wrong) - false_positives
@@ -107,7 +125,7 @@ def judge_file(verifier: "Verifier", dataset: "Dataset", gold: str, args: argpar
         )
         for number, row, verdict in wrong[:_SHOWN]:
             console.print(
-                f"row {number}: label {row[label]}, {verdict.status}: gold {_short(row[gold])}, answer "
+                f"row {number}: label {int(labels[number])}, {verdict.status}: gold {_short(row[gold])}, answer "
                 f"{_short(verdict.answer)} {verdict.detail}",
                 markup=False,
                 highlight=False,
@@ -123,7 +141,11 @@ def check_golds(verifier: "Verifier", dataset: "Dataset", gold: str) -> int:
     """Prints the golds that are malformed, and those that are not correct when they are given as a completion."""
     from ..verifiers import as_completion
 
-    problems = {n: problem for n, value in enumerate(dataset[gold]) if (problem := verifier.gold_problem(value))}
+    problems = {
+        n: problem
+        for n, value in enumerate(dataset[gold])
+        if (problem := "it is missing" if value is None else verifier.gold_problem(value))
+    }
     failing: dict[int, Verdict] = {}
     if verifier.golds_are_answers:
         rows = dataset.add_column("_completion", [as_completion(value) for value in dataset[gold]])
@@ -141,15 +163,30 @@ def check_golds(verifier: "Verifier", dataset: "Dataset", gold: str) -> int:
     return 1 if problems or failing else 0
 
 
+def _labels(dataset: "Dataset", label: str) -> list[bool]:
+    found = []
+    for number, value in enumerate(dataset[label]):
+        text = str(value).strip().lower()
+        if text not in _LABELS:
+            raise UsageError(
+                f"--label: row {number} has {value!r} in column {label!r}; a label is 1 or 0, or true or false."
+            )
+        found.append(_LABELS[text])
+    return found
+
+
 def _judged(
     verifier: "Verifier", dataset: "Dataset", completion: str, gold: str
 ) -> Iterator[tuple[dict[str, Any], "Verdict"]]:
     from tqdm.auto import tqdm
 
+    from ..verifiers.reward import completion_text
+
     with tqdm(total=len(dataset), desc="Verdicts", disable=len(dataset) < _AT_A_TIME) as progress:
         for start in range(0, len(dataset), _AT_A_TIME):
             rows = dataset.select(range(start, min(start + _AT_A_TIME, len(dataset)))).to_list()
-            verdicts = verifier.verify_all([row[completion] or "" for row in rows], [row[gold] for row in rows])
+            texts = [completion_text(row[completion] or "") for row in rows]
+            verdicts = verifier.verify_all(texts, [row[gold] for row in rows])
             yield from zip(rows, verdicts, strict=True)
             progress.update(len(rows))
 

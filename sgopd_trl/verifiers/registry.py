@@ -102,21 +102,35 @@ def load_verifier(name: str, settings: dict[str, Any] | None = None, also: dict[
 
     Args:
         name: in `VERIFIERS`; or module.function of a TRL reward function, or of a judge `(completion, gold)`, which is
-            made a `Verifier`. settings: keyword arguments for a named verifier, or for a judge.
+            made a `Verifier`. settings: keyword arguments for a named verifier, or for a judge; `max_failure_share` for
+            either; and for a judge `timeout` (seconds) and `workers`, either of which has it run in worker processes.
         also: further names, with their import paths.
 
     Raises:
         ValueError: with the names there are, with what is wrong with the import path, or for unknown settings.
     """
-    settings, also = settings or {}, also or {}
+    settings, also = dict(settings or {}), also or {}
+    share = settings.pop("max_failure_share", None)
+    verifier = _load(name, settings, also)
+    if share is not None:
+        if not isinstance(verifier, Verifier):
+            raise ValueError(f"The reward function {name!r} takes no settings, got `max_failure_share` = {share!r}.")
+        verifier.max_failure_share = share
+    return verifier
+
+
+def _load(name: str, settings: dict[str, Any], also: dict[str, str]) -> Callable:
     if name in VERIFIERS:
         return _called(VERIFIERS[name], name, settings)
     function = _imported(name, also)
     if _is_judge(function):
+        limits = {key: settings.pop(key) for key in ("workers", "timeout") if key in settings}
         unknown = settings.keys() - inspect.signature(function).parameters.keys()
         if unknown:
             raise ValueError(f"The verifier {name!r} has no settings {sorted(unknown)}.")
-        return Verifier(function, name=function.__name__, settings=settings)
+        # Without a limit on memory: what a user's module imports is not known
+        pool = Workers(limits.get("workers"), timeout=limits.get("timeout", 30.0), memory=None) if limits else None
+        return Verifier(function, name=function.__name__, settings=settings, workers=pool)
     if inspect.isclass(function):
         return _called(function, name, settings)
     if settings:

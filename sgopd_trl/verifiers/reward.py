@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +41,8 @@ class Verifier:
         workers: processes to judge in; `None` judges in this process, without a deadline.
         threads: to judge in where there are no workers, for a judge that waits for processes of its own.
         max_failure_share: of `timeout` and `error` among the last 1,000 verdicts; above it the run stops.
-        failures_file: JSON lines of the completions the judge has failed on. `SGOPDTrainer` and `sgopd` set it where it is
-            `None`; otherwise it is `verifier_failures.jsonl`.
+        failures_file: JSON lines of the completions the judge has failed on; default: `verifier_failures.jsonl` in
+            `SGOPDTrainer`'s output folder, or in the working directory.
 
     Raises:
         ValueError: for a share that is none.
@@ -69,13 +70,15 @@ class Verifier:
         self.settings = dict(settings or {})
         self.about = dict(about or {})
         self.gold_column = gold_column
-        self.gold_problem = gold_problem or (lambda gold: None)
+        self.gold_problem = gold_problem or _no_problem
         self.golds_are_answers = golds_are_answers
         self.workers = workers
         self.threads = threads
         self.max_failure_share = max_failure_share
         self.failures_file = failures_file
         self.stops_at_once = True  # a trainer of several processes asks all of them instead
+        self.failed: list[bool] = []  # on which completions of the last batch
+        self._folder = ""
         self._recent: deque[bool] = deque(maxlen=WINDOW)
 
     def verify(self, completion: str, gold: Any) -> Verdict:
@@ -111,7 +114,7 @@ class Verifier:
                 f"The verifier {self.__name__!r} needs the gold answers in a column {self.gold_column!r}; the dataset has "
                 f"{sorted(columns)}. Rename the column, or give the verifier its `gold_column`."
             )
-        texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
+        texts = [completion_text(completion) for completion in completions]
         verdicts = self.verify_all(texts, columns[self.gold_column])
         counts = Counter(verdict.status for verdict in verdicts)
         if log_metric is not None:
@@ -133,6 +136,19 @@ class Verifier:
             f"{self._failures_path()}: correct the verifier, or raise its timeout or the share."
         )
 
+    def belong_to(self, folder: str) -> None:
+        """Makes this the verifier of a run of `SGOPDTrainer`, which asks all its processes whether to stop.
+
+        Args:
+            folder: for `failures_file` where it is `None`.
+        """
+        self._folder, self.stops_at_once = folder, False
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets the failures so far."""
+        self._recent.clear()
+
     def identity(self) -> dict[str, Any]:
         """What its verdicts depend on, as JSON values."""
         settings = {key: repr(value) for key, value in sorted((self.settings | self.about).items())}
@@ -148,10 +164,11 @@ class Verifier:
             return Verdict(Status.ERROR, detail=f"{type(error).__name__}: {error}"[:500])
 
     def _failures_path(self) -> Path:
-        return Path(self.failures_file or "verifier_failures.jsonl")
+        return Path(self.failures_file or os.path.join(self._folder, "verifier_failures.jsonl"))
 
     def _keep_failures(self, texts: Sequence[str], golds: Sequence[Any], verdicts: Sequence[Verdict]) -> None:
-        self._recent.extend(verdict.status in FAILURES for verdict in verdicts)
+        self.failed = [verdict.status in FAILURES for verdict in verdicts]
+        self._recent.extend(self.failed)
         failed = [
             {
                 "verifier": self.__name__,
@@ -173,6 +190,15 @@ class Verifier:
             f"The verifier {self.__name__!r} failed on {len(failed)} of {len(texts)} completions, the first with "
             f"{failed[0]['status']} ({failed[0]['detail']}). They get reward 0 and are kept in {path}."
         )
+
+
+def completion_text(completion: str | list[dict[str, Any]]) -> str:
+    """The text of a completion: itself, or its last message's."""
+    return completion if isinstance(completion, str) else completion[-1]["content"] or ""
+
+
+def _no_problem(gold: Any) -> None:
+    return None
 
 
 def _judged(judge: Judge, settings: dict[str, Any], completion: str, gold: Any) -> Verdict:

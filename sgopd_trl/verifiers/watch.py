@@ -1,6 +1,5 @@
 """Verifiers inside a trainer of one or several processes: where their failures go, and that all processes stop together."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,7 @@ def watched_verifiers(reward_funcs: Any, output_dir: str) -> list[Verifier]:
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     verifiers = [function for function in functions if isinstance(function, Verifier)]
     for verifier in verifiers:
-        verifier.stops_at_once = False
-        verifier.failures_file = verifier.failures_file or os.path.join(output_dir, "verifier_failures.jsonl")
+        verifier.belong_to(output_dir)
     return verifiers
 
 

@@ -1,18 +1,19 @@
 """Calls in warm worker processes, each with a hard deadline and bounded memory, from any thread and from async code."""
 
-import contextlib
 import ctypes
 import multiprocessing.context
 import multiprocessing.forkserver
+import multiprocessing.popen_forkserver
+import multiprocessing.spawn
 import os
+import pickle
 import resource
 import signal
-import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from pebble import ProcessExpired, ProcessPool
 
 
 _RESTARTS = 3  # of a pool that broke, for one round of calls
+_POLL = 0.5  # seconds between two looks at whether the pool is still there
+_SHOWN = 500  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,24 @@ class Workers:
             function: importable by its module and name. calls: n tuples of arguments, which must pickle.
 
         Returns:
-            n outcomes, in order. An exception of the function is one, and is not raised.
+            n outcomes, in order. Whatever the function raises is one, and is not raised.
         """
         outcomes: list[Outcome | None] = [None] * len(calls)
-        for attempt in range(_RESTARTS + 1):
+        for _ in range(_RESTARTS + 1):
             waiting = [place for place, outcome in enumerate(outcomes) if outcome is None]
-            pool, futures = self._schedule(function, [calls[place] for place in waiting])
-            for place, future in zip(waiting, futures, strict=True):
-                outcomes[place] = self._outcome(future, last=attempt == _RESTARTS)
-            if all(outcomes):
+            if not waiting:
                 break
-            self._retire(pool)
-        return outcomes
+            pool, futures = self._schedule(function, [calls[place] for place in waiting])
+            try:
+                for place, future in zip(waiting, futures, strict=True):
+                    outcomes[place] = self._outcome(pool, future)
+            except BaseException:  # Ctrl-C: what was not begun is not begun later
+                for future in futures:
+                    future.cancel()
+                raise
+            if None in outcomes:
+                self._retire(pool)
+        return [outcome or Outcome("error", detail="the workers died, again and again") for outcome in outcomes]
 
     def close(self) -> None:
         """Ends the workers. The next call starts them again."""
@@ -118,33 +127,49 @@ class Workers:
         futures: list[Future] = []
         for arguments in calls:
             try:
-                futures.append(pool.schedule(function, args=arguments, timeout=self.timeout))
+                futures.append(pool.schedule(_call, args=(function, arguments), timeout=self.timeout))
             except RuntimeError as error:  # the pool broke, or was closed meanwhile
                 futures.append(Future())
                 futures[-1].set_exception(BrokenProcessPool(str(error)))
         return pool, futures
 
-    def _outcome(self, future: Future, last: bool) -> Outcome | None:
-        """`None` where the pool broke and the call is to be made again."""
+    def _outcome(self, pool: ProcessPool, future: Future) -> Outcome | None:
+        """`None` where the pool broke, or was closed, and the call is to be made again."""
+        while not future.done():
+            if not pool.active:  # a pool that breaks forgets the calls it has not passed on
+                return None
+            wait([future], _POLL)
         try:
-            return Outcome("done", future.result())
+            kind, value = future.result()
+            return Outcome("done", pickle.loads(value)) if kind == "done" else Outcome(kind, detail=value)
         except TimeoutError:
             return Outcome("timeout", detail=f"no answer in {self.timeout:g} s")
-        except MemoryError:
-            return Outcome("memory", detail=f"needs more than {(self.memory or 0) / 2**30:.2g} GiB")
-        except BrokenProcessPool as error:  # a worker died while it had nothing to do
-            return Outcome("error", detail=f"the workers died: {error}") if last else None
+        except BrokenProcessPool:  # a worker died while it had nothing to do
+            return None
         except ProcessExpired as error:
             return Outcome("error", detail=f"the worker ended with exit code {error.exitcode}")
-        except Exception as error:
-            return Outcome("error", detail=f"{type(error).__name__}: {error}"[:500])
+        except Exception as error:  # arguments or an answer that do not pickle
+            return Outcome("error", detail=f"{type(error).__name__}: {error}"[:_SHOWN])
 
     def _retire(self, pool: ProcessPool) -> None:
         with self._lock:
-            if self._pool is pool:
-                self._pool = None
-                self._finalizer.detach()
+            if self._pool is not pool:
+                return  # another thread was first
+            self._pool = None
+            self._finalizer.detach()
         _end(pool, os.getpid())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(
+            state["count"],
+            timeout=state["timeout"],
+            memory=state["memory"],
+            calls_per_worker=state["calls_per_worker"],
+            preload=state["preload"],
+        )
 
 
 def share_of_cores() -> int:
@@ -160,8 +185,9 @@ def _end(pool: ProcessPool, owner: int) -> None:
 
 def _begin_worker(memory: int | None, preload: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, whatever the interpreter is at
     # The parent is the fork server. It ends with its owner, once no worker holds the pipe by which it notices; and then
-    # the kernel kills the workers, whatever they are at.
+    # the kernel kills the workers.
     os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     for module in preload:
@@ -171,26 +197,36 @@ def _begin_worker(memory: int | None, preload: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-_main_lock = threading.Lock()
+def _call(function: Callable[..., Any], arguments: tuple) -> tuple[str, Any]:
+    """In the worker: nothing that the function raises or returns can disturb the pool."""
+    try:
+        return "done", pickle.dumps(function(*arguments))
+    except MemoryError:
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return "memory", f"needs more than {limit / 2**30:.2g} GiB"
+    except BaseException as error:
+        return "error", f"{type(error).__name__}: {error}"[:_SHOWN]
 
 
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Hides the user's script: a worker would otherwise import it, and run what no `__name__` guard protects."""
-    with _main_lock:
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = main
+def _preparation_data(name: str) -> dict[str, Any]:
+    """Without the user's script: a worker would import it, and run what no `__name__` guard protects."""
+    data = multiprocessing.spawn.get_preparation_data(name)
+    return {key: value for key, value in data.items() if not key.startswith("init_main")}
+
+
+class _Popen(multiprocessing.popen_forkserver.Popen):
+    # Upstream's own code, which finds our `spawn` in the place of its own
+    _launch = types.FunctionType(
+        multiprocessing.popen_forkserver.Popen._launch.__code__,
+        vars(multiprocessing.popen_forkserver)
+        | {"spawn": types.SimpleNamespace(get_preparation_data=_preparation_data)},
+    )
 
 
 class _Process(multiprocessing.context.ForkServerProcess):
     @staticmethod
     def _Popen(process_obj):
-        with _without_main():
-            return multiprocessing.context.ForkServerProcess._Popen(process_obj)
+        return _Popen(process_obj)
 
 
 class _Context(multiprocessing.context.ForkServerContext):

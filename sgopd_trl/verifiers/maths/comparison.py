@@ -1,5 +1,7 @@
-"""Whether two answers are the same. Symmetric, but for percent signs: which of them is the gold does not matter."""
+"""Whether two answers are the same. Which of them is the gold does not matter, but for percent signs and for equations."""
 
+import re
+from dataclasses import replace
 from fractions import Fraction
 
 import sympy
@@ -9,9 +11,12 @@ from .equality import Scalar, equal, same_equation
 from .evaluation import Undefined
 from .intervals import is_pair, region_of
 from .parser import Unreadable
-from .regions import same_region
+from .regions import same_region, union
 from .relations import FLIPPED
 from .words import same_words
+
+
+_ARGUMENT = re.compile(r"\([^()]*\)")
 
 
 def same(left: Answer, right: Answer) -> bool:
@@ -43,6 +48,12 @@ def _same(left: Answer, right: Answer) -> bool:
         if isinstance(one, Group) and isinstance(other, RealSet):
             if is_pair(one):
                 return same_region(region_of(one), other.region)
+            if one.items and one.kind == "list":  # intervals side by side
+                if any(isinstance(item, RealSet) and item.variable for item in one.items):
+                    return False
+                regions = [region_of(item) for item in one.items]
+                joined = union(*regions)
+                return len(joined) == sum(map(len, regions)) and same_region(joined, other.region)
             return not one.items and not other.region  # the empty set
         if isinstance(one, Group) and isinstance(other, Matrix):
             return one.kind == "tuple" and _same_vector(one, other)
@@ -78,6 +89,8 @@ def _same_quantity(left: Quantity, right: Quantity) -> bool:
     if left.mark and right.mark:
         return False
     marked, plain = (left, right) if left.mark else (right, left)
+    if plain.unit:
+        return marked.mark == "°" and plain.unit == "rad" and equal(converted(marked), plain.value)
     if equal(marked.value, plain.value):
         return True
     return equal(converted(marked), plain.value)
@@ -86,12 +99,30 @@ def _same_quantity(left: Quantity, right: Quantity) -> bool:
 def with_golds_mark(gold: Answer, answer: Answer) -> Answer:
     """A percentage as a share where the gold has no percent sign: 60% is 0.6, not 60.
 
-    The other way round the sign may be left out: where the question asks for per cent, 60 is 60%. This alone depends on
-    which of the two is the gold.
+    The other way round the sign may be left out: where the question asks for per cent, 60 is 60%.
     """
+    if isinstance(gold, Group) and isinstance(answer, Group):
+        signs = [item for item in gold.items if isinstance(item, Quantity) and item.mark]
+        if signs or not gold.items:
+            return answer
+        return replace(answer, items=tuple(with_golds_mark(gold.items[0], item) for item in answer.items))
+    if isinstance(answer, Named):
+        return replace(answer, value=with_golds_mark(gold, answer.value))
+    if isinstance(gold, Named):
+        gold = gold.value
     if not isinstance(gold, Quantity) or not isinstance(answer, Quantity):
         return answer
     return Quantity(converted(answer)) if answer.mark == "%" and not gold.mark else answer
+
+
+def is_one_side(gold: Answer, answer: Answer) -> bool:
+    r"""Whether the answer is only a value and the gold an equation: `x^2 + y^2 = 25` is not 25, nor `x + y = 0` just 0."""
+    if not isinstance(gold, Named) or not isinstance(answer, Quantity):
+        return False
+    outside = _ARGUMENT.sub("", gold.name)
+    if re.search(r"\^\{(?!-1|\\circ)", outside):
+        return True
+    return re.search(r".[-+]", outside) is not None and isinstance(gold.value, Quantity) and gold.value.value == 0
 
 
 def converted(quantity: Quantity) -> Scalar:
@@ -112,7 +143,18 @@ def _same_group(left: Group, right: Group) -> bool:
         return False
     if len(left.items) != len(right.items):
         return False
-    return all(same(a, b) for a, b in zip(left.items, right.items, strict=True))
+    return all(same(a, b) for a, b in zip(_by_name(left.items), _by_name(right.items), strict=True))
+
+
+def _by_name(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
+    """`y = 2, x = 1` as `x = 1, y = 2`, where the names follow one another in the alphabet and so are in no other order."""
+    names = [item.name for item in items if isinstance(item, Named)]
+    if len(names) < len(items) or not all(re.fullmatch(r"[a-zA-Z]", name) for name in names):
+        return items
+    codes = sorted(map(ord, names))
+    if codes != list(range(codes[0], codes[0] + len(codes))):
+        return items
+    return tuple(sorted(items, key=lambda item: item.name))
 
 
 def _same_unordered(left: Group, right: Group) -> bool:

@@ -16,6 +16,7 @@ Scalar = Fraction | sympy.Expr
 _START_BITS = 192
 _MAX_BITS = 16_384
 _POINTS = 10
+_FAR_POINTS = 6  # so that |x - 5| is told from 5 - x
 _NEEDED = 4  # points at which both sides have a value
 
 
@@ -81,9 +82,8 @@ def same_equation(left: Scalar, right: Scalar) -> int:
     if not names or names != symbols(right):
         return 0
     with parser.LOCK:
-        points = list(_points(names, _integer_only(left) or _integer_only(right)))
         ratios = []
-        for point in points:
+        for number, point in enumerate(_points(names, _integer_only(left) or _integer_only(right))):
             try:
                 evaluation = Evaluation(_START_BITS * 4, point)
                 above, below = evaluation(_tree(left)), evaluation(_tree(right))
@@ -95,6 +95,9 @@ def same_equation(left: Scalar, right: Scalar) -> int:
                 ratios.append(evaluation.multiply(above, ratio))
             except Undefined:
                 continue
+            except Refused:
+                if number < _POINTS:
+                    raise
         if len(ratios) < _NEEDED or hasattr(ratios[0], "_mpc_"):
             return 0
         if all(isinstance(ratio, Fraction) for ratio in ratios):
@@ -109,12 +112,17 @@ def same_equation(left: Scalar, right: Scalar) -> int:
 def _equal_functions(left: Scalar, right: Scalar, names: frozenset[str]) -> bool:
     both_complex = _complex(left, right)
     compared = 0
-    for point in _points(names, _integer_only(left) or _integer_only(right)):
-        values = [_real_value(side, point, both_complex) for side in (left, right)]
-        if values == [None, None]:
-            continue  # outside the domain of both
-        if None in values or _compare(left, right, point, both_complex) is None:
-            return False
+    for number, point in enumerate(_points(names, _integer_only(left) or _integer_only(right))):
+        try:
+            values = [_real_value(side, point, both_complex) for side in (left, right)]
+            if values == [None, None]:
+                continue  # outside the domain of both
+            if None in values or _compare(left, right, point, both_complex) is None:
+                return False
+        except Refused:
+            if number < _POINTS:
+                raise
+            continue  # too large that far from zero
         compared += 1
     return compared >= _NEEDED
 
@@ -159,7 +167,7 @@ def _compare(left: Scalar, right: Scalar, point: dict[str, Fraction], complex_to
 
 
 def _points(names: frozenset[str], integers: bool) -> Iterator[dict[str, Fraction]]:
-    """The same points for every caller: small fractions of both signs, or positive integers."""
+    """The same points for every caller: small fractions of both signs, some farther from zero, or positive integers."""
     for number in range(_POINTS):
         drawn = random.Random(f"{number} {sorted(names)}")
         if integers:
@@ -167,6 +175,12 @@ def _points(names: frozenset[str], integers: bool) -> Iterator[dict[str, Fractio
         else:
             span = (40, 160)[number % 2]  # half of the points within 1 of zero, for arcsin and its like
             yield {name: Fraction(drawn.choice((-1, 1)) * drawn.randint(3, span), 41) for name in sorted(names)}
+    for number in range(0 if integers else _FAR_POINTS):
+        drawn = random.Random(f"far {number} {sorted(names)}")
+        yield {
+            name: Fraction((-1) ** (number >> place % 3) * drawn.randint(200, 3000), 41)
+            for place, name in enumerate(sorted(names))
+        }
 
 
 def _integer_only(side: Scalar) -> bool:

@@ -9,10 +9,11 @@ _FENCE = re.compile(r"^[ \t>]*(```+|~~~+).*?(?:^[ \t>]*\1[`~]*[ \t]*$|\Z)", re.D
 _THOUGHT_ENDS = "</think>"
 _THOUGHT_STARTS = "<think>"
 _DELIMITERS = re.compile(
-    r"\\[()\[\],;:! ]|\\q?quad(?![a-zA-Z])|\$|&|\*\*|~|\\(?:text|mbox|mathrm|textrm)(?![a-zA-Z])|[{}]"
+    r"\\\\|\\[()\[\],;:! ]|\\q?quad(?![a-zA-Z])|\$|&|\*\*|~|\\(?:text|mbox|mathrm|textrm)(?![a-zA-Z])|[{}]"
 )
 _JOINS = re.compile(
-    r"(?:\s*(?:,|;|/|\||\\\\|\\(?:vee|lor|land|wedge)(?![a-zA-Z])|\b(?:and|or|either|maybe|possibly|perhaps|alternatively|also|even|else)\b))*\s*",
+    r"(?:\s*(?:[,;/|.()—–]|\\(?:vee|lor|land|wedge|cup)(?![a-zA-Z])|\b(?:and|or|either|maybe|possibly|perhaps|alternatively|"
+    r"also|even|else|otherwise|oder|vs|versus|it is|it could be)\b|(?:^|(?<=\s))(?:[-*•]|\(?(?:\d{1,2}|[a-zA-Z])[.)])(?=\s)))*\s*",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"(?<![a-zA-Z\\])([a-zA-Z](?:_\w|_\{\w+\})?\s*=)[\s$]*$")

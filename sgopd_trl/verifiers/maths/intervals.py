@@ -1,5 +1,6 @@
 """Intervals, and unions, intersections and differences of sets of real numbers."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from .answers import Answer, Group, Infinity, Quantity, RealSet
@@ -12,6 +13,7 @@ from .scalars import is_symbol
 from .split import split_top
 
 
+_SYMBOLS = re.compile(r"\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)")
 SET_OPERATIONS = (r"\cup", r"\cap", r"\setminus")
 
 
@@ -81,7 +83,11 @@ def read_set_operations(parts: list[str], operations: list[str], part: Callable[
 
 def read_membership(parts: list[str], part: Callable[[str], Answer]) -> Answer:
     r"""`x \in A` as the set A."""
-    if len(parts) != 2 or not is_symbol(parts[0]):
+    if len(parts) != 2:
         raise Unreadable("no membership")
     inside = part(parts[1])
+    if not is_symbol(parts[0]):
+        if _SYMBOLS.fullmatch(parts[0]) and isinstance(inside, Group) and inside.kind == "set":
+            return inside  # pairs of a set
+        raise Unreadable("no membership")
     return RealSet(region_of(inside), key(parts[0])) if is_pair(inside) or isinstance(inside, RealSet) else inside

@@ -19,6 +19,7 @@ _UNSUPPORTED = re.compile(
 )
 _OPERATOR = re.compile(r"\\operatorname\*?\{(?!(?:gcd|lcm|floor|ceil|arc?(?:sin|cos|tan)h)\})")
 _RUNS = re.compile(r"(?:[-+]\s*){9}|(?:!\s*){3}|\|(?:[^|]*\|){8}|\^\{[^{}]*\}\s*\^")
+_DROPPED = re.compile(r"'|:.*:", re.DOTALL)  # the parser drops primes, and reads 3:2:1 as a fraction
 _SUBSCRIPT = re.compile(r"[\d)}\]!|]\s*_")  # the parser would drop it
 _FUNCTION = re.compile(r"\\(?!frac|sqrt|cdot|pi|left|right|[^a-z])[a-z]+")
 _FRACTION = re.compile(r"\\frac(?=\{)|[{}]")
@@ -65,6 +66,7 @@ def check_expression(text: str) -> None:
         (_OPERATOR, "not computed"),
         (_RUNS, "repeated operators"),
         (_SUBSCRIPT, "a subscript of no name"),
+        (_DROPPED, "not read"),
     ):
         found = pattern.search(text)
         if found:

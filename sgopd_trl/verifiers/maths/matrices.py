@@ -11,7 +11,7 @@ from .scalars import read_scalar
 
 _MATRIX = re.compile(r"\\begin\{([bpBvV]?(?:small)?matrix|array)\}(.*)\\end\{\1\}", re.DOTALL)
 _COLUMNS = re.compile(r"^(?:\[[a-z]\])?\s*\{[^{}]*\}")
-_LINE = re.compile(r"\\hline(?![a-zA-Z])")
+_LINE = re.compile(r"\\hline(?![a-zA-Z])|(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
 
 
 def read_matrix(text: str) -> Matrix:

@@ -13,6 +13,18 @@ _STYLES = (
 _NAMES = "sqrt|frac|pi|infty|sin|cos|tan|log|ln|cdot|times"
 _BARE = re.compile(rf"(?<![a-zA-Z\\])(?:sqrt(?=\s*[({{\d])|(?:{_NAMES})(?=\s*\{{)|(?:sin|cos|tan|ln|log)(?=\s*\())")
 
+_UNIT_LETTERS = frozenset("mgshLJNWV")
+_AFTER_NUMBER = re.compile(r"[\d)}]\s*(?:\\text\{[^{}]*\}(?:\^\{-?\d\})?\s*(?:/|\\cdot)?\s*)*")
+
+
+def _is_unit_letter(found: re.Match[str]) -> bool:
+    """Whether a letter in roman type stands behind a number, so that it is a unit and not a variable."""
+    if found[1] not in _UNIT_LETTERS:
+        return False
+    before = found.string[max(found.start() - 60, 0) : found.start()]
+    return any(found.end() == len(before) for found in _AFTER_NUMBER.finditer(before))
+
+
 # Each in turn, where its first string occurs at all (the search for a plain string costs nothing)
 _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (needle, re.compile(pattern), replacement)
@@ -33,6 +45,10 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
             r"\\(?:mathrm|textbf|textit|textrm|textnormal|textsf|texttt|text\w*|mbox|hbox|operatorname\*?)\s*\{",
             r"\\text{",
         ),
+        ("\\text", r"\\text\{\s*(ln|log|sin|cos|tan)\s*\}", r"\\\1 "),
+        ("\\math", r"\\mathbb\s+([A-Z])", r"\\mathbb{\1}"),
+        ("{R}", r"\\mathbb\{R\}\s*-\s*(?=\\\{)", r"\\mathbb{R}\\setminus "),
+        ("real", r"\\text\{\s*(?:[aA]ll )?real(?:s| numbers)\s*\}", r"\\mathbb{R}"),
         ("\\math", r"\\(?:mathbf|mathit|mathsf|mathtt|mathcal|mathnormal)\s*(?=\{)", ""),
         ("\\", r"\\(?:underline|boxed|fbox|emph|mathop|ensuremath|mathstrut)\s*(?=\{)", ""),
         ("frac", r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
@@ -65,13 +81,20 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("\\lg", r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
         ("deg", r"\\text\{\s*degrees?\s*\}|\\degree(?![a-zA-Z])|(?<=\d)\s*degrees?(?![a-zA-Z])", r"^{\\circ}"),
         ("circ", r"(?:\^\s*)?(?:\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z]))", r"^{\\circ}"),
-        ("percent", r"\\text\{\s*(?:percent|per cent)\s*\}|(?<=\d)\s*percent(?![a-zA-Z])", r"\\%"),
+        ("per", r"\\text\{\s*(?:percent|per cent)\s*\}|(?<=\d)\s*percent(?![a-zA-Z])", r"\\%"),
         ("%", r"(?<!\\)%", r"\\%"),
         ("{,}", r"(?<=\d)\{,\}(?=\d{3}(?!\d))", ""),
-        ("\\text", r"\\text\{\s*([-+]?[\d.,/]*\d|[-+a-zA-Z])\s*\}", r"\1"),
+        ("\\text", r"(?:\\text\{\s*[.,;:!]?\s*\}\s*)+$", ""),
+        ("\\text", r"\\text\{\s*([,;]|\\%)\s*\}", r"\1"),
+        ("\\text", r"\\text\{([a-zA-Z /.]*)\^\s*\{?(\d)\}?\s*\}", r"\\text{\1}^{\2}"),
+        ("\\text", r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
+        ("\\text", r"\\text\{\s*([-+]?[\d.,/]*\d(?:\s*\\%)?)\.?\s*\}", r"\1"),
+        ("\\text", r"\\text\{\s*([-+a-zA-Z])\s*\}", lambda m: m[0] if _is_unit_letter(m) else m[1]),
+        ("\\text", r"^\\text\{(?=[^{}]*[=:])((?:(?![a-zA-Z]{3})[\w\s=:.,+-])*)\}$", r"\1"),
         ("\\text", r"\\text\{\s*([-+]?[\d.,/]*\d)\s*(?=[a-zA-Z(])", r"\1\\text{ "),
         ("{", r"\{([-+=<>.,])\}", r"\1"),
-        ("infinity", r"\\text\{\s*infinity\s*\}|(?<![a-zA-Z\\])infinity(?![a-zA-Z])", r"\\infty "),
+        ("nfinity", r"\\text\{\s*[iI]nfinity\s*\}|(?<![a-zA-Z\\])infinity(?![a-zA-Z])", r"\\infty "),
+        ("\\text", r"^\\text\{\s*(?:[cC]hoice|[oO]ption)\s*\(?([A-Z])\)?\.?\s*\}$", r"(\1)"),
         ("choose", r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
         ("over", r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         ("\\text", r"\\text\{\s*(gcd|lcm|floor|ceil|arsinh|arcosh|artanh)\s*\}(?=\s*\()", r"\\operatorname{\1}"),
@@ -88,6 +111,7 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("frac", r"\\frac\{((?:[^{}]|\{[^{}]*\})*)\}\s*(\d|[a-zA-Z]|\\pi(?![a-zA-Z]))", r"\\frac{\1}{\2}"),
         ("^", r"\^\s*(-?\d+|[a-zA-Z]|\\[a-z]+)", r"^{\1}"),
         ("_", r"_\s*(\d+|[a-zA-Z])", r"_{\1}"),
+        ("approx", r"\(\s*(\\approx [^()]*)\)\s*$", r"\1"),
         (" ", r"(?<![\d.,])([1-9]\d{0,2}(?: +\d{3})+)(?![\d])", lambda m: m[1].replace(" ", "")),
     )
 )

@@ -24,6 +24,9 @@ _SEPARATORS = (r"\tor", ";", r"\tand", ",")
 _CHOICE = re.compile(
     r"\\text\{\s*(?:\(([A-Z])\)|([A-Z])\s*[.:)])[\s.:]*([^{}]*)\}(.*)|\(([A-Z])\)\s*(.*)|([A-Z])[.:)]\s*(.*)"
 )
+_OTHER_CHOICE = re.compile(
+    r"(?<![a-zA-Z])\([A-Z]\)|(?:\\tor|\\tand|\\vee|[,;/]|\b(?:or|and))\s*(?:\\text\{\s*)?\(?[A-Z](?![a-zA-Z(_^])"
+)
 _TURNED = re.compile(r"([\[\]])([^\[\](){},;]+)[,;]([^\[\](){},;]+)([\[\]])")  # ]0, 1[
 _BUILDER = re.compile(r"(.*?)(?:\\mid(?![a-zA-Z])|:|(?<!\|)\|(?!\|))(.*)", re.DOTALL)
 _DOMAIN = re.compile(r"\\in\s*\\mathbb\{R\}")
@@ -85,11 +88,11 @@ def _read_structure(text: str, depth: int) -> Answer | None:
             parts, found = split_top(text, operators.__contains__)
             if found:
                 return reader(parts, found)
-    if r"\pm" in text or r"\mp" in text:
+    brackets = enclosed(text)
+    if (r"\pm" in text or r"\mp" in text) and not (brackets and brackets[0] == "\\{"):
         return _read_plus_minus(text, depth)
     if r"\begin" in text:
         return read_matrix(text)
-    brackets = enclosed(text)
     return _read_brackets(*brackets, depth) if brackets else None
 
 
@@ -109,6 +112,8 @@ def _read_single(text: str) -> Answer:
 def _read_choice(choice: re.Match[str], depth: int) -> Choice:
     first, second, inside, after, third, behind, fourth, last = choice.groups()
     rest = " ".join(filter(None, (inside, after, behind, last))).strip()
+    if _OTHER_CHOICE.search(rest):
+        raise Unreadable("two choices")
     return Choice(first or second or third or fourth, read(rest, depth + 1) if rest else None)
 
 
@@ -140,6 +145,9 @@ def _join_inequalities(items: list[RealSet], separator: str) -> RealSet:
         for other in regions[1:]:
             region = intersection(region, other)
         return RealSet(region, variable)
+    if separator == "," and REALS in regions:  # x real, x ≠ 2
+        others = [region for region in regions if region != REALS]
+        return RealSet(others[0] if len(others) == 1 else REALS, variable)
     if separator != r"\tor" and any(intersection(a, b) for n, a in enumerate(regions) for b in regions[n + 1 :]):
         raise Unreadable("inequalities side by side")
     return RealSet(union(*regions), variable)
@@ -178,8 +186,8 @@ def _read_set(content: str, depth: int) -> Answer:
 
 
 def _read_plus_minus(text: str, depth: int) -> Group:
-    if text.count(r"\pm") != 1 or r"\mp" in text:
+    if text.count(r"\pm") + text.count(r"\mp") != 1:
         raise Unreadable("several signs")
-    before, _, after = text.partition(r"\pm")
+    before, _, after = text.partition(r"\pm" if r"\pm" in text else r"\mp")
     items = [_read(f"{before}{sign}{after}".strip().removeprefix("+"), depth + 1) for sign in "+-"]
     return Group("list", tuple(items))

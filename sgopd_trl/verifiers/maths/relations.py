@@ -91,12 +91,15 @@ def _read_approximation(parts: list[str], operators: list[str], part: Callable[[
     """What stands before the sign, where the decimal behind it is that value rounded or cut off."""
     if operators[-1] != r"\approx" or operators.count(r"\approx") > 1 or set(operators[:-1]) - {"="}:
         raise Unreadable("approximations")
-    rounded = read_number(without_unit(parts[-1])[0])
+    decimal = without_unit(parts[-1])[0]
+    rounded = read_number(decimal)
+    if len(parts) == 2 and is_symbol(parts[0]) and rounded is not None:
+        return Named(key(parts[0]), Quantity(rounded))  # x ≈ 610
     answer = _read_equation(parts[:-1], part) if len(parts) > 2 else part(parts[0])
     exact = answer.value if isinstance(answer, Named) else answer
     if rounded is None or not _is_number(exact):
         raise Unreadable("approximations")
-    step = Fraction(1, 10 ** min(len(parts[-1].partition(".")[2]), 50))
+    step = Fraction(1, 10 ** min(len(decimal.partition(".")[2]), 50))
     if order(rounded - step, exact.value) >= 0 or order(rounded + step, exact.value) <= 0:
         raise Unreadable("an approximation that is none")
     return answer

@@ -44,7 +44,7 @@ def _plain(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Nd":
         return str(unicodedata.digit(character))
-    if category == "Cf":
+    if category == "Cf" and character not in "\u202d\u202e":  # these turn the order of digits
         return ""
     if category == "Zs":
         return " "

@@ -2,7 +2,7 @@
 
 from ..verdict import Status, Verdict
 from .answers import Quantity, Verbatim
-from .comparison import same, with_golds_mark
+from .comparison import is_one_side, same, with_golds_mark
 from .extraction import extract_answer
 from .gold import Gold, read_gold
 from .limits import MAX_NORMALISED, Refused
@@ -53,7 +53,9 @@ def judge(answer: str, gold: Gold) -> Verdict:
             if read_answer.refused:
                 return Verdict(Status.REFUSED, shown, read_answer.refused)
             return Verdict(Status.WRONG, shown, "not the gold's text, and not read as anything else")
-        right = same(gold.answer, with_golds_mark(gold.answer, read_answer))
+        right = not is_one_side(gold.answer, read_answer) and same(
+            gold.answer, with_golds_mark(gold.answer, read_answer)
+        )
         return Verdict(Status.CORRECT if right else Status.WRONG, shown)
     except Refused as refusal:
         return Verdict(Status.REFUSED, shown, str(refusal))

@@ -7,6 +7,9 @@ from .answers import Words
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z'’ ,.\-:;()!?]*")
+_DATE = re.compile(
+    r"(?i)(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)(?:[a-z]*(?:uary|ember|ober|ust|ch|il))?\.? \d{1,2}(?:, ?\d{4})?"
+)
 _VERDICTS = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _SHORT = frozenset("yes no true false none dne".split())
 
@@ -17,6 +20,8 @@ def read_words(text: str) -> Words | None:
         return None
     plain = _TEXT.sub(r" \1 ", text)
     plain = re.sub(r"\s+", " ", plain).strip(" .,;:!")
+    if _DATE.fullmatch(plain):
+        return Words(plain.casefold())
     if not _WORDS.fullmatch(plain) or "\\" in plain:
         return None
     if text == plain or "\\text" not in text:
