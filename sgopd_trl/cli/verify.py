@@ -114,7 +114,9 @@ def judge_file(verifier: "Verifier", dataset: "Dataset", gold: str, args: argpar
         table.add_row(status, *map(str, [total, *cells]))
     console.print(table)
     for number, verdict in failed[:_SHOWN]:
-        console.print(f"row {number}: {verdict.status}: {verdict.detail}", markup=False, highlight=False)
+        console.print(
+            f"row {number}: {verdict.status}: {verdict.detail}", markup=False, highlight=False, soft_wrap=True
+        )
     if labels:
         positives = sum(count for (_, expected), count in counts.items() if expected)
         false_positives = sum(verdict.correct for *_, verdict in wrong)
@@ -129,6 +131,7 @@ def judge_file(verifier: "Verifier", dataset: "Dataset", gold: str, args: argpar
                 f"{_short(verdict.answer)} {verdict.detail}",
                 markup=False,
                 highlight=False,
+                soft_wrap=True,
             )
         if len(wrong) > _SHOWN:
             console.print(f"... and {len(wrong) - _SHOWN} more; --output has every row's verdict.")
