@@ -79,11 +79,14 @@ def _takes_golds(function: Any) -> bool:
 
 def _report_malformed(dataset: Dataset, answer_column: str, verifier: Verifier) -> None:
     """Names the golds that the verifier finds malformed; whether it can judge by them all the same is seen next."""
-    problems = {
-        n: problem
-        for n, gold in enumerate(dataset[answer_column])
-        if (problem := verifier.gold_problem(gold)) is not None
-    }
+    golds, state = dataset[answer_column], PartialState()
+    mine = tqdm(
+        range(state.process_index, len(golds), state.num_processes),
+        desc="Reading gold answers",
+        disable=len(golds) < 5000 or not state.is_main_process,
+    )
+    found = gather_object([(n, problem) for n in mine if (problem := verifier.gold_problem(golds[n])) is not None])
+    problems = dict(sorted(found))
     if not problems:
         return
     first = "; ".join(f"row {n}: {_short(dataset[n][answer_column])} ({problems[n]})" for n in list(problems)[:_SHOWN])

@@ -75,6 +75,13 @@ def test_of_many_calls_the_bad_ones_hurt_no_other(workers):
     assert all(o.value.correct == (word == "right") for o, word in zip(outcomes, asked) if o.kind == "done")
 
 
+def test_many_slow_calls_do_not_wait_for_each_other(workers):
+    """Eight that travelled together would overrun the deadline of one, and be made twice."""
+    start = time.monotonic()
+    assert {outcome.kind for outcome in ask(workers, *["sleep 0.15"] * 64)} == {"done"}
+    assert time.monotonic() - start < 8  # 64 x 0.15 s on two workers are 4.8 s
+
+
 def test_the_deadline_counts_from_when_a_worker_has_the_call(workers):
     """Calls that waited for their turn longer than the deadline are not late."""
     assert {outcome.kind for outcome in ask(workers, *["sleep 0.6"] * 8)} == {"done"}

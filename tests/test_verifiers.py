@@ -134,6 +134,14 @@ def test_every_way_to_fail_is_a_verdict(verifier):
     assert verifier.verify("right", "right") == Verdict(Status.CORRECT, "right")
 
 
+def test_nothing_a_judge_raises_ends_a_run_unnoticed(verifier):
+    """In this process, too."""
+    verifier.workers = None
+    verdicts = verifier.verify_all(["exit", "odd", "late", "right"], ["right"] * 4)
+    assert [verdict.status for verdict in verdicts] == ["error"] * 3 + ["correct"]
+    assert verdicts[0].detail == "SystemExit: 3"
+
+
 def test_failures_are_kept_with_their_completions_and_said(verifier, caplog, tmp_path):
     call(verifier, "right", "raise x", "wrong")
     call(verifier, "sleep 9")
@@ -215,6 +223,8 @@ def test_limits_of_any_verifier():
     judged = load_verifier("judges.obedient", {"timeout": 0.5, "workers": 1, "max_failure_share": 0.5})
     assert judged.verify("forever", "").status == "timeout" and judged.max_failure_share == 0.5
     judged.workers.close()
+    with pytest.raises(ValueError, match=r"`max_failure_share` must be in \[0, 1\], got 3"):
+        load_verifier("exact", {"max_failure_share": 3})
     with pytest.raises(ValueError, match="takes no settings, got `max_failure_share`"):
         load_verifier("judges.classic", {"max_failure_share": 0.5})
 
@@ -260,6 +270,8 @@ def test_code_by_name():
     assert verifier.gold_problem(json.dumps(UNIT_TESTS)) is None and verifier.gold_problem("39")
     assert "box_answer" in verifier.gold_problem("\\boxed{" + json.dumps(UNIT_TESTS) + "}")
     assert verifier.verify(SUM, "39").status == "error"
+    copy = pickle.loads(pickle.dumps(verifier))
+    assert copy.verify(SUM, json.dumps(UNIT_TESTS)).correct and copy.gold_problem("39")
     assert verifier.identity() != load_verifier("code", {"tolerance": 1e-3}).identity()
     with pytest.raises(ValueError, match="does not take the settings|cpu_secnds"):
         load_verifier("code", {"cpu_secnds": 2})

@@ -159,10 +159,11 @@ def check_golds(verifier: "Verifier", dataset: "Dataset", gold: str) -> int:
         found = f"does not verify against itself: {verdict.status} {verdict.detail}" if verdict else ""
         said = "; ".join(filter(None, [problems.get(number), found.strip()]))
         print(f"row {number}: {_short(dataset[number][gold])}: {said}")
-    print(
-        f"{len(dataset)} gold answers in column {gold!r}: {len(problems)} malformed, {len(failing)} that do not verify "
-        "against themselves."
-    )
+    said = f"{len(dataset)} gold answers in column {gold!r}: {len(problems)} malformed"
+    if verifier.golds_are_answers:
+        print(f"{said}, {len(failing)} that do not verify against themselves.")
+    else:
+        print(f"{said}. They are no answers, so they were not given as completions.")
     return 1 if problems or failing else 0
 
 

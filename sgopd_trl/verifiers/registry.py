@@ -1,16 +1,21 @@
 """The verifiers by name, and those of the user's by import path."""
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .answers import verify_choice, verify_exact, verify_numeric
 from .reward import Verifier
 from .workers import Workers, share_of_cores
+
+
+if TYPE_CHECKING:
+    from .code import CodeVerifier
 
 
 def exact() -> Verifier:
@@ -73,19 +78,20 @@ def code(
     }
     judge = CodeVerifier(Limits(**limits), allow_unsandboxed=allow_unsandboxed, **settings)
 
-    def gold_problem(gold: Any) -> str | None:
-        if "\\boxed" in str(gold)[:10]:
-            return "it is boxed: set `box_answer: false`, for unit tests are no answer"
-        return judge.check_gold(gold)
-
     return Verifier(
         judge,
         name="code",
         about=settings | limits,
-        gold_problem=gold_problem,
+        gold_problem=functools.partial(_problem_of_tests, judge),
         golds_are_answers=False,
         threads=threads or share_of_cores(),
     )
+
+
+def _problem_of_tests(judge: "CodeVerifier", gold: Any) -> str | None:
+    if "\\boxed" in str(gold)[:10]:
+        return "it is boxed: set `box_answer: false`, for unit tests are no answer"
+    return judge.check_gold(gold)
 
 
 VERIFIERS: dict[str, Callable[..., Verifier]] = {
@@ -115,7 +121,7 @@ def load_verifier(name: str, settings: dict[str, Any] | None = None, also: dict[
     if share is not None:
         if not isinstance(verifier, Verifier):
             raise ValueError(f"The reward function {name!r} takes no settings, got `max_failure_share` = {share!r}.")
-        verifier.max_failure_share = share
+        verifier.allow_failures(share)
     return verifier
 
 

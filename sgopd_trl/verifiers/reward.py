@@ -63,8 +63,6 @@ class Verifier:
         max_failure_share: float = 0.01,
         failures_file: str | None = None,
     ):
-        if not 0 <= max_failure_share <= 1:
-            raise ValueError(f"`max_failure_share` must be in [0, 1], got {max_failure_share!r}.")
         self.__name__ = name  # TRL logs rewards under it
         self.judge = judge
         self.settings = dict(settings or {})
@@ -74,7 +72,7 @@ class Verifier:
         self.golds_are_answers = golds_are_answers
         self.workers = workers
         self.threads = threads
-        self.max_failure_share = max_failure_share
+        self.allow_failures(max_failure_share)
         self.failures_file = failures_file
         self.stops_at_once = True  # a trainer of several processes asks all of them instead
         self.failed: list[bool] = []  # on which completions of the last batch
@@ -136,6 +134,16 @@ class Verifier:
             f"{self._failures_path()}: correct the verifier, or raise its timeout or the share."
         )
 
+    def allow_failures(self, share: float) -> None:
+        """Sets `max_failure_share`.
+
+        Raises:
+            ValueError: for a share that is none.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"`max_failure_share` must be in [0, 1], got {share!r}.")
+        self.max_failure_share = share
+
     def belong_to(self, folder: str) -> None:
         """Makes this the verifier of a run of `SGOPDTrainer`, which asks all its processes whether to stop.
 
@@ -160,7 +168,9 @@ class Verifier:
             return _judged(self.judge, self.settings, completion, gold)
         except MemoryError:
             return Verdict(Status.REFUSED, detail="out of memory")
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # math-verify's TimeoutException is no Exception, nor is SystemExit
             return Verdict(Status.ERROR, detail=f"{type(error).__name__}: {error}"[:500])
 
     def _failures_path(self) -> Path:
