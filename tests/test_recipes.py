@@ -70,6 +70,7 @@ def test_miniature_siblings_differ_in_the_method_only():
     own |= {"teacher_sampling_phase1_end_frac", "teacher_sampling_phase2_end_frac"}
     own |= {"teacher_model_name_or_path", "teachers", "dataset_teacher_column", "teacher_bank"}  # where it lives
     own |= {"teacher_server_url", "teacher_server_model", "reward_funcs"}
+    own |= {"gate_cell_lambdas", "reference_model_name_or_path"}
     common = [{key: value for key, value in recipe.items() if key not in own} for recipe in texts.values()]
     assert all(recipe == common[0] for recipe in common)
     assert len({recipe["output_dir"] for recipe in texts.values()}) == len(texts)
@@ -82,6 +83,7 @@ def test_miniature_siblings_differ_in_the_method_only():
         ("random_gate", "random", 1.0, True),
         ("positive_gate", "positive", 1.0, True),
         ("certificates", "sign", 1.0, True),
+        ("pts_only", None, 1.0, True),
         ("opd", None, 1.0, False),
         ("exopd", None, 1.25, False),
     ],
@@ -91,10 +93,11 @@ def test_miniature_methods(recipe, gate, lambda_base, teacher_sampling):
     router = args.router()
     assert (router.gate, router.lambda_base) == (gate, lambda_base)
     assert args.teacher_sampling_enable is teacher_sampling
-    if gate is not None:
-        assert (args.lambda_high, args.disagree_mode, args.disagree_interp_beta) == (1.8, "interp", 1.0)
+    if teacher_sampling:
         assert args.teacher_sampling_ratio == 0.125
         assert (args.teacher_sampling_phase1_end_frac, args.teacher_sampling_phase2_end_frac) == (0.30, 0.35)
+    if gate is not None:
+        assert (args.lambda_high, args.disagree_mode, args.disagree_interp_beta) == (1.8, "interp", 1.0)
 
 
 def test_deepmath_is_appendix_c():
