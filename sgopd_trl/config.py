@@ -9,6 +9,7 @@ from .advantages import DISAGREE_MODES, GATES, NEUTRAL_MODES
 from .routing import Router
 from .teacher_loss import TEACHER_PHIS, TEACHER_REDUCTIONS
 from .teachers.config import TeacherConfig
+from .vocabulary_loss import NEGATIVE_ADVANTAGE_MODES, REVERSE_KLS
 
 
 @dataclass
@@ -121,6 +122,33 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
         default=10.0,
         metadata={"help": "tau, in nats, of the stability weight phi of Eq. (9); None switches phi off. Ours: 10."},
     )
+    reverse_kl: str = field(
+        default="sampled_token",
+        metadata={
+            "help": "How a token's reverse KL is computed. 'sampled_token': policy gradient on the sampled token (Eq. 1). "
+            "'full_vocabulary': its expectation over the vocabulary (Appendix H). Needs teachers in this process.",
+            "choices": list(REVERSE_KLS),
+        },
+    )
+    reverse_kl_top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "With reverse_kl='full_vocabulary': the student's k most likely tokens in place of the vocabulary, "
+            "renormalised. Default: the whole vocabulary, exact."
+        },
+    )
+    negative_advantage_mode: str = field(
+        default="policy_gradient",
+        metadata={
+            "help": "What tokens with a2 <= 0 get. 'forward_kl': AOPD (arXiv 2605.06387), a truncated forward KL to the "
+            "teacher in place of the policy gradient; needs sign_gated_extrapolation=False and teachers in this process.",
+            "choices": list(NEGATIVE_ADVANTAGE_MODES),
+        },
+    )
+    forward_kl_top_k: int = field(
+        default=32,
+        metadata={"help": "With negative_advantage_mode='forward_kl': the teacher's k most likely tokens. Ours: 32."},
+    )
     zero_truncated_reward: bool = field(
         default=True,
         metadata={
@@ -228,6 +256,8 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
             ("gate", GATES),
             ("disagree_mode", DISAGREE_MODES),
             ("neutral_mode", NEUTRAL_MODES),
+            ("reverse_kl", REVERSE_KLS),
+            ("negative_advantage_mode", NEGATIVE_ADVANTAGE_MODES),
             ("teacher_sft_reduction", TEACHER_REDUCTIONS),
             ("teacher_sft_phi", TEACHER_PHIS),
         ):
@@ -238,6 +268,8 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
             ("lambda_base", self.lambda_base >= 1, ">= 1"),
             ("disagree_interp_beta", 0 <= self.disagree_interp_beta <= 1, "in [0, 1]"),
             ("stability_tau", self.stability_tau is None or self.stability_tau > 0, "None or > 0"),
+            ("reverse_kl_top_k", self.reverse_kl_top_k is None or self.reverse_kl_top_k >= 1, "None or >= 1"),
+            ("forward_kl_top_k", self.forward_kl_top_k >= 1, ">= 1"),
             ("teacher_sampling_ratio", 0 <= self.teacher_sampling_ratio < 1, "in [0, 1)"),
             ("teacher_sampling_phase1_end_frac", self.teacher_sampling_phase1_end_frac >= 0, ">= 0"),
             ("teacher_sft_alpha_0", self.teacher_sft_alpha_0 >= 0, ">= 0"),

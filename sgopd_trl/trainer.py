@@ -22,6 +22,7 @@ from .config import SGOPDConfig
 from .diagnostics import token_metrics, token_sums
 from .failure import RandomState, save_before_the_failure
 from .frozen import FrozenModel, add_reference_adapter, initial_student, load_frozen, register_lm_head
+from .held_out import HeldOutAccuracy
 from .model_card import PAPER, add_method_section
 from .padding import trim_padding
 from .phased_sampling import PhasedTeacherSampling, teacher_sampling_enabled
@@ -42,7 +43,7 @@ from .verifiers.watch import stop_if_failing, watched_verifiers
 Batch = dict[str, Any]
 
 
-class SGOPDTrainer(GRPOTrainer):
+class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
     """
     Trainer for SG-OPD: on-policy distillation whose tokens are routed by the agreement of a teacher and a verifier.
 
@@ -225,6 +226,7 @@ class SGOPDTrainer(GRPOTrainer):
             groups = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, size)
             self._undecided = (groups == groups[:, :1]).all(1).repeat_interleave(size)
             self.certificates.ask(inputs, prompts, completions, completion_ids_list)
+        self.record_rewards(rewards)
         return rewards
 
     @property
