@@ -17,7 +17,8 @@ from sgopd_trl.verifiers import load_verifier
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
 ACCELERATE = [path for path in FILES if path.parent.name == "accelerate_configs"]
-TRAINING = [path for path in FILES if path.parent.name != "accelerate_configs"]
+STUDIES = [path for path in FILES if path.stem.startswith("study_")]  # tests/test_study.py reads them
+TRAINING = [path for path in FILES if path not in {*ACCELERATE, *STUDIES}]
 
 
 def name(path: Path) -> str:
@@ -35,7 +36,8 @@ def test_there_are_recipes():
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=name)
-def test_training_recipe(path):
+def test_training_recipe(path, monkeypatch):
+    monkeypatch.syspath_prepend(path.parent)  # where a recipe's own verifier lies
     launch, (script_args, training_args, model_args) = parse(path)
     assert launch == []  # else a plain `sgopd train --config` would go through accelerate
     for func in script_args.reward_funcs:
@@ -70,7 +72,8 @@ def test_miniature_siblings_differ_in_the_method_only():
     own |= {"teacher_sampling_phase1_end_frac", "teacher_sampling_phase2_end_frac"}
     own |= {"teacher_model_name_or_path", "teachers", "dataset_teacher_column", "teacher_bank"}  # where it lives
     own |= {"teacher_server_url", "teacher_server_model", "reward_funcs"}
-    own |= {"gate_cell_lambdas", "reference_model_name_or_path"}
+    own |= {"gate_cell_lambdas", "reference_model_name_or_path", "reverse_kl"}
+    own |= {"negative_advantage_mode", "forward_kl_top_k"}
     common = [{key: value for key, value in recipe.items() if key not in own} for recipe in texts.values()]
     assert all(recipe == common[0] for recipe in common)
     assert len({recipe["output_dir"] for recipe in texts.values()}) == len(texts)
@@ -101,8 +104,7 @@ def test_miniature_methods(recipe, gate, lambda_base, teacher_sampling):
 
 
 def test_deepmath_is_appendix_c():
-    path = RECIPES / "Qwen3-1.7B" / "sgopd" / "config_deepmath.yaml"
-    _, (script_args, args, _) = parse(path)
+    _, (script_args, args, _) = parse(BASE)
     assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 1024
     assert (args.num_generations, args.max_prompt_length, args.max_completion_length) == (8, 2048, 16384)
     assert (args.teacher_max_completion_length, args.learning_rate, args.warmup_steps) == (14336, 1e-5, 0)
@@ -126,6 +128,43 @@ def test_every_value_of_appendix_c_has_a_source(path):
         if line and not line.startswith("#"):
             assert " # " in line or previous.startswith("#"), line
         previous = line
+
+
+BASE = RECIPES / "Qwen3-1.7B" / "sgopd" / "config_deepmath.yaml"
+GATE = {"sign_gated_extrapolation", "gate", "lambda_high", "disagree_mode", "disagree_interp_beta", "neutral_mode"}
+STRENGTHS = {"lambda_base", "gate_cell_lambdas"}
+SAMPLING = {key for key in yaml.safe_load(BASE.read_text()) if key.startswith("teacher_sampling_")}
+ANCHOR = {"teacher_sft_alpha_0", "teacher_sft_alpha_end", "teacher_max_completion_length"}
+DIFFERENT = {  # from the best run, by method: what its recipes may set otherwise, or leave out
+    "opd": GATE | STRENGTHS | SAMPLING | ANCHOR,
+    "exopd": GATE | STRENGTHS | SAMPLING | ANCHOR,
+    "beta_all_tokens": GATE | SAMPLING | ANCHOR,
+    "gate_only": GATE | SAMPLING | ANCHOR,
+    "preserve": GATE | STRENGTHS | SAMPLING | ANCHOR,
+    "grpo_fallback": GATE | SAMPLING | ANCHOR,
+    "two_level_gate": GATE | STRENGTHS | SAMPLING | ANCHOR,
+    "pts_only": GATE | STRENGTHS | SAMPLING,
+    "sgopd": {"lambda_high", "disagree_interp_beta", "teacher_sampling_ratio"},
+    "reward_correction": {"reference_model_name_or_path", "reference_model_init_kwargs"},
+    "full_vocabulary": {"reverse_kl", "reverse_kl_top_k"},
+    "aopd": GATE | STRENGTHS | SAMPLING | ANCHOR | {"negative_advantage_mode", "forward_kl_top_k"},
+    "multi_teacher": {"teacher_model_name_or_path", "teacher_model_init_kwargs", "teachers", "answer_column"}
+    | {"dataset_name", "dataset_filter", "prompt_template", "dataset_answer_column", "box_answer", "reward_funcs"},
+}
+SIBLINGS = [path for path in TRAINING if "Qwen3-1.7B" in path.parts and not path.stem.startswith("config_deepmath")]
+
+
+@pytest.mark.parametrize("path", SIBLINGS, ids=name)
+def test_a_sibling_differs_from_the_best_run_in_its_method_only(path):
+    base, sibling = (yaml.safe_load(file.read_text()) for file in (BASE, path))
+    different = {key for key in base.keys() | sibling.keys() if base.get(key, ...) != sibling.get(key, ...)}
+    assert different - {"output_dir"} <= DIFFERENT[path.parent.name]
+    assert f"#   sgopd train --config recipes/{name(path)} " in path.read_text()
+
+
+def test_every_recipe_has_its_own_output():
+    outputs = [yaml.safe_load(path.read_text())["output_dir"] for path in TRAINING]
+    assert len(set(outputs)) == len(outputs)
 
 
 def test_the_served_teacher_is_the_loaded_one_otherwise():
