@@ -1,0 +1,128 @@
+"""The process of one task. Nothing here imports torch before the task's own environment is in place."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..atomic_file import write_whole
+from .plan import EVALUATION_DIR, LOG, SUMMARY, TRAIN_DIR, TRAINED, Task, write_recipe
+
+
+METRICS = "metrics.jsonl"
+
+
+def work(task: Task, env: Mapping[str, str]) -> None:
+    """Do a task, as the target of a process: train, evaluate, and keep what is not heavy.
+
+    Everything it writes goes to the folder's log. It ends with the study's process, whatever ended that.
+
+    Args:
+        env: variables of this task, in place before anything reads them.
+
+    Raises:
+        SystemExit: when the command has failed; its message is in the log.
+    """
+    os.setsid()  # a group that can be ended with all it started, and that a Ctrl-C at the terminal does not reach
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_study, daemon=True).start()
+    _write_to(task.folder / LOG)
+    os.environ.update(env)
+    _set_threads(env)
+    trained = task.folder / TRAINED
+    if task.command and not trained.is_file():
+        _run_command(task)
+        write_whole(trained, json.dumps({"finished": time.time()}) + "\n")
+    if task.model is not None:
+        _evaluate(task)
+    if not task.keep_models:
+        remove_models(task.folder / TRAIN_DIR)
+
+
+def _run_command(task: Task) -> None:
+    from ..cli import main
+
+    train_dir = task.folder / TRAIN_DIR
+    resume = ["--resume_from_checkpoint", "true"] if any(train_dir.glob("**/checkpoint-*/trainer_state.json")) else []
+    if task.command[0] == "train" and not resume:
+        shutil.rmtree(train_dir, ignore_errors=True)
+    code = main([*task.command, "--config", str(write_recipe(task)), *(resume if task.command[0] == "train" else [])])
+    if code:
+        raise SystemExit(code)
+
+
+def _evaluate(task: Task) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..cli.train import REWARD_FUNCS
+    from ..evaluation import evaluate
+    from ..miniature import make_dataset, resolve
+    from ..verifiers import load_verifier
+
+    settings = dict(task.evaluation)
+    folder = resolve(task.model)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    samples = settings.get("k", 8)
+    result = evaluate(
+        model,
+        AutoTokenizer.from_pretrained(folder),
+        make_dataset("test", settings.get("max_problems", 100)),
+        load_verifier(settings["verifier"], also=REWARD_FUNCS),
+        k=samples,
+        max_new_tokens=settings["max_new_tokens"],
+        batch_size=800,
+    )
+    scores = {key: {"mean": result[key]} for key in (f"avg@{samples}", f"pass@{samples}")}
+    summary = {"model": task.model, "settings": settings, "datasets": {settings["dataset"]: scores}, "average": scores}
+    output = task.folder / EVALUATION_DIR
+    output.mkdir(exist_ok=True)
+    write_whole(output / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    print(f"evaluation: {scores}", flush=True)
+
+
+def remove_models(folder: Path) -> None:
+    """Remove what a training has left in a folder, but for its metrics. Links are removed, not followed."""
+    for parent, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            if name != METRICS:
+                os.unlink(os.path.join(parent, name))
+        for name in folders:
+            path = os.path.join(parent, name)
+            if os.path.islink(path):
+                os.unlink(path)
+            elif not os.listdir(path):
+                os.rmdir(path)
+
+
+def last_lines(folder: Path, number: int = 15) -> list[str]:
+    """The end of a task's log."""
+    path = folder / LOG
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-number:] if path.is_file() else []
+
+
+def _end_with_study() -> None:
+    study: Any = multiprocessing.parent_process()
+    study.join()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _write_to(log: Path) -> None:
+    """Send what this process and those that it starts print to a file, line by line."""
+    with log.open("a", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, encoding="utf-8", closefd=False) for stream in (1, 2))
+
+
+def _set_threads(env: Mapping[str, str]) -> None:
+    torch = sys.modules.get("torch")  # in a process forked with it: OMP_NUM_THREADS has been read already
+    if torch is not None and "OMP_NUM_THREADS" in env:
+        torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
