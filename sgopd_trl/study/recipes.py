@@ -50,10 +50,9 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
 
 def recipe_keys(recipe: Mapping[str, Any]) -> Collection[str]:
     """The keys that this recipe may hold."""
-    from ..cli.arguments import DATACLASSES
     from ..cli.launch import launch_flags
 
-    return {name for cls in DATACLASSES for name in cls.__dataclass_fields__} | {*launch_flags(), "env"}
+    return {name for cls in _dataclasses(recipe) for name in cls.__dataclass_fields__} | {*launch_flags(), "env"}
 
 
 def merge(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -78,7 +77,6 @@ def merge(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 def check(recipe: Recipe, where: str) -> None:
     """Refuse what `sgopd train` would refuse. Raises UsageError with `where` before the message."""
-    from ..cli.arguments import Parser
     from ..cli.train import read_command_line
 
     with tempfile.TemporaryDirectory() as folder:
@@ -88,6 +86,20 @@ def check(recipe: Recipe, where: str) -> None:
         try:
             _, training, _ = read_command_line(["--config", str(path)])
             with redirect_stdout(io.StringIO()):
-                Parser().parse_args_and_config(training, fail_with_unknown_args=False)
+                _parser(recipe).parse_args_and_config(training, fail_with_unknown_args=False)
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from error
+
+
+def _dataclasses(recipe: Mapping[str, Any]) -> tuple[type, ...]:
+    from ..cli import arguments
+
+    if hasattr(arguments, "dataclasses"):
+        return arguments.dataclasses(recipe.get("trainer") or "sgopd")
+    return arguments.DATACLASSES
+
+
+def _parser(recipe: Mapping[str, Any]) -> Any:
+    from ..cli import arguments
+
+    return arguments.Parser(recipe["trainer"]) if recipe.get("trainer") else arguments.Parser()
