@@ -6,6 +6,7 @@ import sys
 
 from .. import __version__
 from . import demo, env, miniature, study, verify
+from . import eval as eval_command
 from .errors import reported
 from .recipe import apply_env, read_recipe
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", help=_TRAIN_HELP, add_help=False)
     commands.add_parser("teacher-rollouts", help=_ROLLOUTS_HELP, add_help=False)
-    for command in (verify, demo, miniature, env, study):
+    for command in (eval_command, verify, demo, miniature, env, study):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     if args.command is None:

@@ -1,7 +1,6 @@
-"""Held-out accuracy of a model from k sampled completions per problem: avg@k and pass@k."""
+"""Held-out accuracy of a loaded model from k sampled completions per problem, with nothing kept on disk."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,44 +9,7 @@ from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
-
-def avg_at_k(correct: Sequence[Sequence[bool]]) -> float:
-    """Mean accuracy over problems and their samples.
-
-    Args:
-        correct: (problems, samples) booleans; every problem has the same number of samples.
-
-    Raises:
-        ValueError: there are no problems or no samples, or the rows differ in length.
-    """
-    samples = _num_samples(correct)
-    return sum(sum(map(bool, row)) for row in correct) / (len(correct) * samples)
-
-
-def pass_at_k(correct: Sequence[Sequence[bool]], k: int) -> float:
-    """Unbiased estimate of the probability that at least one of k samples solves a problem, averaged over problems.
-
-    With c correct samples of n, a problem counts 1 - C(n - c, k) / C(n, k) (Chen et al., 2021, arXiv:2107.03374).
-
-    Args:
-        correct: (problems, n) booleans; every problem has the same number of samples.
-        k: 1 to n.
-
-    Raises:
-        ValueError: k is out of range, there are no problems or no samples, or the rows differ in length.
-    """
-    samples = _num_samples(correct)
-    if not 1 <= k <= samples:
-        raise ValueError(f"k must be between 1 and the {samples} samples of each problem, got {k}")
-    wrong = [samples - sum(map(bool, row)) for row in correct]
-    return sum(1 - math.comb(count, k) / math.comb(samples, k) for count in wrong) / len(correct)
-
-
-def _num_samples(correct: Sequence[Sequence[bool]]) -> int:
-    lengths = {len(row) for row in correct}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"every problem needs the same, positive number of samples, got rows of {sorted(lengths)}")
-    return lengths.pop()
+from .metrics import avg_at_k, pass_at_k
 
 
 def evaluate(

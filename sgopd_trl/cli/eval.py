@@ -1,0 +1,302 @@
+"""`sgopd eval`: avg@k and pass@k of a model on benchmarks, with intervals; and the paired difference of two evaluations."""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError, reported
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from ..evaluation.engines import Engine
+    from ..evaluation.runner import Evaluation
+    from ..evaluation.settings import EvaluationSettings
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="evaluate a model on benchmarks (avg@k, pass@k), or compare two evaluations",
+        description="Samples k completions of every problem, judges them, and writes avg@k and pass@k with bootstrap "
+        "intervals to OUTPUT_DIR/summary.json. Defaults are the paper's. Every finished sample is kept at once: the same "
+        "command goes on where it was interrupted. docs/evaluation.md has the rest.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("RUN_A", "RUN_B"),
+        help="print the paired differences of two output folders, B minus A, instead of evaluating",
+    )
+    parser.add_argument("--model", help="Hub id, directory, or miniature:NAME")
+    parser.add_argument(
+        "--output_dir", type=Path, help="for the samples and summary.json; with --compare for comparison.json"
+    )
+    parser.add_argument("--engine", default="vllm", choices=("vllm", "server", "transformers"), help="default: vllm")
+    _add_data(parser.add_argument_group("data"))
+    _add_sampling(parser.add_argument_group("sampling"))
+    _add_judging(parser.add_argument_group("judging"))
+    _add_engines(parser.add_argument_group("engines"))
+    parser.set_defaults(run=run)
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dataset",
+        nargs="+",
+        metavar="D",
+        help="aime24, aime25, hmmt25_feb, hmmt25_nov, miniature, a JSON lines or Parquet file, a folder, a Hub id",
+    )
+    group.add_argument("--dataset_config", help="configuration of a Hub id")
+    group.add_argument("--split", help="default: the named benchmark's own, else test")
+    group.add_argument("--prompt_column", help="default: prompt (used as it is), problem or question")
+    group.add_argument(
+        "--answer_column", help="default: solution beside a prompt, else answer, final_answer, solution or gold"
+    )
+    group.add_argument(
+        "--prompt_template",
+        help="str.format template over the columns; default: the question, and 'Please reason step by step, and put your "
+        "final answer within \\boxed{}.'",
+    )
+    group.add_argument("--system_prompt", help="before every prompt")
+    group.add_argument(
+        "--chat_template_kwargs",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="for the chat template; Qwen3 Non-Thinking, the paper's student: '{\"enable_thinking\": false}'",
+    )
+    group.add_argument("--max_problems", type=int, help="the first problems of each dataset, this many")
+    group.add_argument(
+        "--box_answer",
+        choices=("true", "false"),
+        help="write gold answers as \\boxed{...}; default: true, but for the verifier code",
+    )
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--k", type=int, default=32, help="of avg@k and pass@k (default: 32)")
+    group.add_argument("--n", type=int, help="samples a problem, at least k; default: k")
+    group.add_argument("--temperature", type=float, default=1.0, help="default: 1.0")
+    group.add_argument("--top_p", type=float, default=1.0, help="default: 1.0")
+    group.add_argument("--max_new_tokens", type=int, default=16384, help="default: 16384")
+    group.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+
+
+def _add_judging(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--verifier",
+        default="math",
+        help="math (default), exact, numeric, choice, code, exact_answer_reward or an import path: what `reward_funcs` of "
+        "`sgopd train` takes",
+    )
+    group.add_argument("--verifier_settings", type=_json_object, default={}, metavar="JSON", help="of the verifier")
+    group.add_argument("--rejudge", action="store_true", help="judge the samples that are there anew")
+    group.add_argument("--confidence", type=float, default=0.95, help="of the intervals (default: 0.95)")
+    group.add_argument("--bootstrap_samples", type=int, default=10_000, help="default: 10000")
+    group.add_argument("--bootstrap_seed", type=int, default=0, help="default: 0")
+
+
+def _add_engines(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--revision", help="of the model on the Hub")
+    group.add_argument("--dtype", help="of the weights; default: the model's own")
+    group.add_argument("--trust_remote_code", action="store_true")
+    group.add_argument("--batch_size", type=int, default=256, help="transformers: completions at a time (default: 256)")
+    group.add_argument("--server_url", nargs="+", metavar="URL", help="server: one address or several")
+    group.add_argument("--server_model", help="server: the served name; default: the only one there is")
+    group.add_argument("--concurrency", type=int, default=128, help="server: requests at a time (default: 128)")
+    group.add_argument(
+        "--request_timeout", type=float, default=3600.0, help="server: seconds for one answer (default: 3600)"
+    )
+    group.add_argument(
+        "--retry_timeout",
+        type=float,
+        default=540.0,
+        help="server: seconds to repeat a failing request for (default: 540)",
+    )
+    group.add_argument("--tensor_parallel_size", type=int, help="vllm: GPUs that share the model")
+    group.add_argument("--gpu_memory_utilization", type=float, help="vllm: share of each GPU's memory")
+    group.add_argument("--max_model_len", type=int, help="vllm: tokens; default: the longest prompt and max_new_tokens")
+    group.add_argument(
+        "--vllm_settings", type=_json_object, default={}, metavar="JSON", help="vllm: further arguments of vLLM's LLM"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    console = Console()
+    if args.compare is not None:
+        return _compare(args, console)
+    with reported("sgopd eval"):
+        for name in ("model", "dataset", "output_dir"):
+            if getattr(args, name) is None:
+                raise UsageError(
+                    f"--{name} is needed (or --compare RUN_A RUN_B). `sgopd eval --help` lists the arguments."
+                )
+        if (args.server_url is None) == (args.engine == "server"):
+            raise UsageError("--engine server and --server_url belong together.")
+    return _evaluate(args, console)
+
+
+def _compare(args: argparse.Namespace, console: "Console") -> int:
+    with reported("sgopd eval"):
+        from ..atomic_file import write_whole
+        from ..evaluation.compare import Run, check_comparable, compare, comparison_table
+
+        runs = [Run.read(folder) for folder in args.compare]
+        warnings = check_comparable(*runs)
+        comparison = compare(*runs, count=args.bootstrap_samples, confidence=args.confidence, seed=args.bootstrap_seed)
+    for letter, run in zip("AB", runs, strict=True):
+        console.print(f"{letter}: {run.folder} ({run.summary['model']})", markup=False, highlight=False, soft_wrap=True)
+    for warning in warnings:
+        console.print(f"Not only the models differ: {warning}.", style="bold red", markup=False, soft_wrap=True)
+    console.print(comparison_table(comparison))
+    if args.output_dir is not None:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(
+            args.output_dir / "comparison.json", json.dumps(comparison | {"warnings": warnings}, indent=2) + "\n"
+        )
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, console: "Console") -> int:
+    with reported("sgopd eval"):
+        from ..evaluation.engines import EngineError
+        from ..evaluation.progress import SampleProgress
+        from ..evaluation.store import OutputFolder
+        from ..evaluation.summary import judge_failures, summarize, tables
+
+        settings = _settings(args)
+        folder = OutputFolder(args.output_dir)
+        try:
+            evaluation, tokenizer = _evaluation(args, settings, folder)
+            open_engine = partial(_open_engine, args, evaluation, tokenizer)
+            with SampleProgress() as progress, reported("sgopd eval", EngineError):
+                evaluation.run(open_engine, progress)
+            summary = summarize(settings, evaluation.verdicts(), evaluation.judge.tells_unparsed)
+            path = folder.write_summary(summary)
+        except (KeyboardInterrupt, SystemExit) as error:
+            console.print(
+                f"\nWhat has finished is kept in {args.output_dir}; the same command goes on from there.", markup=False
+            )
+            if isinstance(error, KeyboardInterrupt):
+                return 130
+            raise
+        finally:
+            folder.close()
+    console.print(args.model, style="bold", markup=False, highlight=False)
+    for found in tables(summary):
+        console.print(found)
+    if failures := judge_failures(summary):
+        console.print(
+            f"The judge failed (timeout or error) on {failures} samples, which count as wrong; their lines in verdicts.jsonl "
+            "say why. Correct the verifier and add --rejudge.",
+            style="bold red",
+            markup=False,
+        )
+    console.print(f"Summary in {path}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> "EvaluationSettings":
+    from ..evaluation.settings import EvaluationSettings
+    from ..miniature import resolve
+    from ..teachers.identity import weights_hash
+
+    values = {name: getattr(args, name) for name in EvaluationSettings.__dataclass_fields__ if hasattr(args, name)}
+    return EvaluationSettings(**values, weights=weights_hash(resolve(args.model)))
+
+
+def _evaluation(
+    args: argparse.Namespace, settings: "EvaluationSettings", folder: Any
+) -> tuple["Evaluation", "PreTrainedTokenizerBase"]:
+    from transformers import AutoTokenizer
+
+    from ..evaluation.benchmarks import find_benchmarks, load_problems
+    from ..evaluation.judge import Judge
+    from ..evaluation.runner import Evaluation
+    from ..miniature import resolve
+
+    benchmarks = find_benchmarks(
+        args.dataset,
+        config=args.dataset_config,
+        split=args.split,
+        prompt_column=args.prompt_column,
+        answer_column=args.answer_column,
+        prompt_template=args.prompt_template,
+        box_answer=args.verifier != "code" if args.box_answer is None else args.box_answer == "true",
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve(args.model), revision=args.revision, trust_remote_code=args.trust_remote_code
+        )
+    except OSError as error:
+        raise OSError(f"The tokenizer of {args.model} cannot be loaded: {error}") from error
+    problems = [
+        load_problems(benchmark, tokenizer.chat_template is not None, args.system_prompt, args.max_problems)
+        for benchmark in benchmarks
+    ]
+    judge = Judge(_verifier(args.verifier, args.verifier_settings))
+    return Evaluation(settings, problems, tokenizer, judge, folder, args.rejudge), tokenizer
+
+
+def _verifier(name: str, settings: dict[str, Any]) -> Callable:
+    from ..verifiers import VERIFIERS, load_verifier
+
+    if name in VERIFIERS or "." in name:
+        return load_verifier(name, settings)
+    from .train import REWARD_FUNCS  # it imports TRL
+
+    return load_verifier(name, settings, REWARD_FUNCS)
+
+
+def _open_engine(args: argparse.Namespace, evaluation: "Evaluation", tokenizer: "PreTrainedTokenizerBase") -> "Engine":
+    from ..miniature import resolve
+
+    model = resolve(args.model)
+    loading = {name: getattr(args, name) for name in ("revision", "dtype", "trust_remote_code")}
+    if args.engine == "transformers":
+        from ..evaluation.engines.in_process import TransformersEngine
+
+        return TransformersEngine.load(model, tokenizer, batch_size=args.batch_size, **loading)
+    needed = evaluation.longest_prompt + args.max_new_tokens
+    if args.engine == "server":
+        from ..evaluation.engines.server import ServerEngine
+
+        return ServerEngine(
+            args.server_url,
+            tokenizer,
+            longest_prompt=evaluation.longest_prompt,
+            max_new_tokens=args.max_new_tokens,
+            model=args.server_model,
+            concurrency=args.concurrency,
+            request_timeout=args.request_timeout,
+            retry_timeout=args.retry_timeout,
+        )
+    from ..evaluation.engines.vllm import VLLMEngine
+
+    if args.max_model_len is not None and args.max_model_len < needed:
+        raise ValueError(
+            f"`max_model_len` is {args.max_model_len}, but the longest prompt ({evaluation.longest_prompt}) and "
+            f"`max_new_tokens` ({args.max_new_tokens}) need {needed}."
+        )
+    chosen = {name: getattr(args, name) for name in ("tensor_parallel_size", "gpu_memory_utilization")}
+    settings = {name: value for name, value in chosen.items() if value is not None} | args.vllm_settings
+    return VLLMEngine(model, tokenizer, max_model_len=args.max_model_len or needed, **loading, **settings)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value

@@ -1,0 +1,3 @@
+"""Engines: what samples completions, behind one protocol."""
+
+from .protocol import Engine, EngineError, Request, Sample

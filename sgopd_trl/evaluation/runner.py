@@ -1,0 +1,189 @@
+"""An evaluation from its problems to its samples and verdicts: what is missing is asked, judged and kept at once."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..seeded_sampling import rollout_seed
+from ..teachers.protocol import SamplingSettings
+from .benchmarks import Problems
+from .engines import Engine, Request, Sample
+from .judge import Judge
+from .settings import EvaluationSettings
+from .store import BenchmarkFiles, Key, Line, OutputFolder
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_JUDGED_TOGETHER = 512
+
+
+class Progress(Protocol):
+    """Is told how far the evaluation is."""
+
+    def start(self, done: int, total: int) -> None: ...
+
+    def advance(self, samples: int, tokens: int) -> None: ...
+
+
+class Evaluation:
+    """An evaluation of one model on some benchmarks, which goes on where its output folder says it stood.
+
+    Args:
+        settings, problems, judge: what is asked, and who judges. tokenizer: the model's.
+        chat_template_kwargs of the settings go to its template.
+        folder: of the output. rejudge: make the verdicts anew.
+
+    Raises:
+        ValueError: when the folder holds samples or verdicts of other settings or problems, or a gold is malformed.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        problems: Sequence[Problems],
+        tokenizer: "PreTrainedTokenizerBase",
+        judge: Judge,
+        folder: OutputFolder,
+        rejudge: bool = False,
+    ):
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.judge = judge
+        self.rows: dict[str, list[Line]] = {each.name: each.rows.to_list() for each in problems}
+        self.files: dict[str, BenchmarkFiles] = {each.name: folder[each.name] for each in problems}
+        self.prompt_ids = {
+            each.name: [self._encode(row["prompt"]) for row in self.rows[each.name]] for each in problems
+        }
+        for name, rows in self.rows.items():
+            judge.check(name, rows)
+        templates = {each.name: each.template for each in problems}
+        remembered = folder.check(settings.of_samples(), settings.of_verdicts(), templates, rejudge)
+        for each in problems:
+            lines = zip(each.keys(), self.rows[each.name], self.prompt_ids[each.name], strict=True)
+            self.files[each.name].open(
+                [
+                    {
+                        "problem": place,
+                        "prompt": row["prompt"],
+                        "solution": row["solution"],
+                        "prompt_tokens": len(ids),
+                        "key": key,
+                    }
+                    for place, (key, row, ids) in enumerate(lines)
+                ]
+            )
+            if rejudge:
+                self.files[each.name].forget_verdicts()
+        folder.remember(remembered)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(ids) for prompts in self.prompt_ids.values() for ids in prompts)
+
+    @property
+    def total(self) -> int:
+        """Samples that are asked for in all."""
+        return self.settings.n * sum(map(len, self.rows.values()))
+
+    def judge_leftovers(self) -> list[Request]:
+        """Judges the samples that have no verdict yet, and returns the requests for those that are missing."""
+        missing = []
+        for name, files in self.files.items():
+            keys, unjudged = files.sampled(besides=files.judged().keys())
+            unjudged = [line for line in unjudged if line["problem"] < len(self.rows[name])]
+            for start in range(0, len(unjudged), _JUDGED_TOGETHER):
+                self._judge(name, unjudged[start : start + _JUDGED_TOGETHER])
+            missing += [self._request(name, *key) for key in self._wanted(name) if key not in keys]
+        return missing
+
+    def run(self, open_engine: Callable[[], Engine], progress: Progress) -> None:
+        """Asks for what is missing. The engine is opened only where something is.
+
+        Raises:
+            EngineError: when the engine cannot answer. What has finished is kept.
+        """
+        missing = self.judge_leftovers()
+        progress.start(self.total - len(missing), self.total)
+        if not missing:
+            return
+        settings = SamplingSettings(
+            temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
+            top_k=0,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+        with closing(open_engine()) as engine, closing(engine.generate(missing, settings)) as batches:
+            for finished in batches:
+                by_benchmark: dict[str, list[Line]] = defaultdict(list)
+                for request, sample in finished:
+                    by_benchmark[request.dataset].append(self._line(request, sample))
+                for name, lines in by_benchmark.items():
+                    self.files[name].samples.append(lines)
+                for name, lines in by_benchmark.items():
+                    self._judge(name, lines)
+                progress.advance(len(finished), sum(len(sample.completion_ids) for _, sample in finished))
+
+    def verdicts(self) -> dict[str, list[list[Line]]]:
+        """For each benchmark (P, n) verdicts.
+
+        Raises:
+            KeyError: when one is missing.
+        """
+        found = {}
+        for name, files in self.files.items():
+            judged = files.judged()
+            found[name] = [
+                [judged[place, sample] for sample in range(self.settings.n)] for place in range(len(self.rows[name]))
+            ]
+        return found
+
+    def _encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer(prompt)["input_ids"]
+        return self.tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, return_dict=True, **self.settings.chat_template_kwargs
+        )["input_ids"]
+
+    def _wanted(self, name: str) -> list[Key]:
+        return [(problem, sample) for problem in range(len(self.rows[name])) for sample in range(self.settings.n)]
+
+    def _request(self, name: str, problem: int, sample: int) -> Request:
+        seed = rollout_seed("evaluation", self.settings.seed, problem, sample)
+        return Request(name, problem, sample, self.prompt_ids[name][problem], seed)
+
+    def _line(self, request: Request, sample: Sample) -> Line:
+        return {
+            "problem": request.problem,
+            "sample": request.sample,
+            "seed": request.seed,
+            "finish_reason": sample.finish_reason,
+            "tokens": len(sample.completion_ids),
+            "completion": self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True),
+            "completion_ids": sample.completion_ids,
+        }
+
+    def _judge(self, name: str, lines: Sequence[Line]) -> None:
+        rows = [self.rows[name][line["problem"]] for line in lines]
+        verdicts = self.judge(rows, [line["completion"] for line in lines], [line["completion_ids"] for line in lines])
+        self.files[name].verdicts.append(
+            [
+                {
+                    "problem": line["problem"],
+                    "sample": line["sample"],
+                    # Of a truncated sample the answer is not taken, as in training (`zero_truncated_reward`)
+                    "correct": verdict.correct and line["finish_reason"] != "length",
+                    "verdict": str(verdict.status),
+                    "answer": verdict.answer,
+                    "detail": verdict.detail,
+                    "finish_reason": line["finish_reason"],
+                    "tokens": line["tokens"],
+                    "seed": line["seed"],
+                }
+                for line, verdict in zip(lines, verdicts, strict=True)
+            ]
+        )

@@ -1,0 +1,90 @@
+"""What an evaluation's samples and verdicts depend on, and what its figures do."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+ENGINES = ("vllm", "server", "transformers")
+
+# May differ when an evaluation goes on: no sample depends on them
+_FIGURES_ONLY = ("k", "n", "confidence", "bootstrap_samples", "bootstrap_seed")
+_VERDICTS_ONLY = ("verifier", "verifier_settings")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The settings of `sgopd eval`. Defaults are the paper's (Section 5.1, "Evaluation").
+
+    Args:
+        model: Hub id, directory or "miniature:NAME". revision: of a Hub id. weights: hash of a directory's weights.
+        engine: one of `ENGINES`. dtype: of the weights; `None` is the engine's choice.
+        k: of avg@k and pass@k. n: samples a problem, at least k; `None`: k.
+        temperature: 0 is greedy, for n = 1 only. top_p: nucleus, in (0, 1]. max_new_tokens: tokens.
+        seed: of the samples; each has its own, made from this one, the problem's place and the sample's number.
+        system_prompt: before every prompt. chat_template_kwargs: for the chat template.
+        verifier, verifier_settings: what judges the samples (docs/verifiers.md).
+        confidence, bootstrap_samples, bootstrap_seed: of the intervals.
+
+    Raises:
+        ValueError: for a setting that is out of range.
+    """
+
+    model: str
+    engine: str = "vllm"
+    revision: str | None = None
+    weights: str | None = None
+    dtype: str | None = None
+    k: int = 32
+    n: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 16384
+    seed: int = 0
+    system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    verifier: str = "math"
+    verifier_settings: dict[str, Any] = field(default_factory=dict)
+    confidence: float = 0.95
+    bootstrap_samples: int = 10_000
+    bootstrap_seed: int = 0
+
+    def __post_init__(self):
+        if self.engine not in ENGINES:
+            raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
+        for name in ("k", "max_new_tokens", "bootstrap_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.n is None:
+            object.__setattr__(self, "n", self.k)
+        if self.n < self.k:
+            raise ValueError(
+                f"`n` must be at least `k` (pass@k needs k samples of each problem), got {self.n} < {self.k}."
+            )
+        if self.temperature < 0:
+            raise ValueError(f"`temperature` must not be negative, got {self.temperature}.")
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(f"`temperature` 0 is greedy: {self.n} samples would be the same. Set `k` and `n` to 1.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"`confidence` must be in (0, 1), got {self.confidence}.")
+        for name in ("seed", "bootstrap_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def of_samples(self) -> dict[str, Any]:
+        """What the samples depend on."""
+        return {k: v for k, v in asdict(self).items() if k not in (*_FIGURES_ONLY, *_VERDICTS_ONLY)}
+
+    def of_verdicts(self) -> dict[str, Any]:
+        """What the verdicts depend on beside the samples."""
+        return {k: v for k, v in asdict(self).items() if k in _VERDICTS_ONLY}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The settings that differ, as text; empty where none does."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return "; ".join(f"`{name}` was {old.get(name)!r} and is now {new.get(name)!r}" for name in names)
