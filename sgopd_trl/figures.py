@@ -1,4 +1,5 @@
-"""Figures of one run from its logged metrics: training dynamics (Figure 5) and sign shares (Figure 7)."""
+"""Figures of runs from their logged metrics: training dynamics (Figure 5) and sign shares (Figure 7), of one run or of
+several rows of a study over their seeds; and a study's rows with their intervals."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,13 @@ from matplotlib.figure import Figure
 
 
 Log = Sequence[Mapping[str, Any]]
+Interval = tuple[float, float, float]  # a value, and the lower and upper end of its interval
 
 # Okabe and Ito's colours, which people who are colour-blind can tell apart
 CLASS_COLOURS = {"agree": "#0072B2", "disagree": "#E69F00", "neutral": "#C7C7C7"}
 _LINE, _ALPHA_LINE = "#0072B2", "#CC79A7"
+_ROW_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_ROW_STYLES = ("-", "--", ":", "-.")  # for further rows, in the same colours
 _DPI = 150
 
 _DYNAMICS = (
@@ -21,6 +25,12 @@ _DYNAMICS = (
     ("completions/mean_length", "Mean response length", "tokens"),
     ("entropy", "Policy entropy", "nats per token"),
     ("reverse_kl", "Reverse KL to the teacher", "nats per token"),
+)
+
+_SIGN_SHARES = (
+    ("sign/agree", "Agree", "share of tokens"),
+    ("sign/disagree", "Disagree", "share of tokens"),
+    ("sign/neutral", "Neutral", "share of tokens"),
 )
 
 
@@ -94,6 +104,108 @@ def plot_sign_shares(log_history: Log, path: str | Path) -> None:
         _finish(axes, steps)
     shares.set_xlabel("")
     figure.savefig(path, dpi=_DPI)
+
+
+def plot_dynamics_of_rows(logs: Mapping[str, Sequence[Log]], path: str | Path) -> None:
+    """Save reward, response length, policy entropy and reverse KL over the steps, a line a row (the paper's Figure 5).
+
+    A line is the mean over a row's seeds and its band the standard error, of the steps that all of them logged. A row
+    without a metric is left out of its panel, and a panel that no row has is not drawn.
+
+    Args:
+        logs: by the row's name, a log of each seed as for `plot_dynamics`. path: of the image.
+
+    Raises:
+        ValueError: no row has one of the metrics.
+    """
+    _plot_panels(logs, _DYNAMICS, path)
+
+
+def plot_sign_shares_of_rows(logs: Mapping[str, Sequence[Log]], path: str | Path) -> None:
+    """Save the shares of agreeing, disagreeing and neutral tokens over the steps, a line a row (the paper's Figure 7).
+
+    Args, lines, bands and errors are those of `plot_dynamics_of_rows`.
+    """
+    _plot_panels(logs, _SIGN_SHARES, path)
+
+
+def plot_rows(
+    panels: Mapping[str, Mapping[str, Interval]], names: Sequence[str], path: str | Path, zero: str | None = None
+) -> None:
+    """Save a study's rows, from the top down, with a value and its interval in each panel.
+
+    Args:
+        panels: by its title, the intervals of the rows that have one. names: of all rows, in their order.
+        path: of the image. zero: panels whose titles hold this are differences, with a line at 0.
+    """
+    figure = Figure(figsize=(2.2 + 2.9 * len(panels), 1.2 + 0.27 * len(names)), layout="constrained")
+    columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, intervals) in zip(columns, panels.items(), strict=True):
+        difference = zero is not None and zero in title
+        if difference:
+            axes.axvline(0, color="0.35", linewidth=1)
+        for place, name in enumerate(names):
+            if name in intervals:
+                value, low, high = intervals[name]
+                decided = difference and not low <= 0 <= high
+                colour = _ROW_COLOURS[2] if decided else _ROW_COLOURS[1]
+                axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+                axes.plot([value], [place], color=colour, marker="o", markersize=5)
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    columns[0].set_yticks(range(len(names)), names)
+    columns[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _plot_panels(logs: Mapping[str, Sequence[Log]], panels: Sequence[tuple[str, str, str]], path: str | Path) -> None:
+    curves = {
+        name: {row: curve for row, runs in logs.items() if (curve := _over_seeds(runs, name))} for name, *_ in panels
+    }
+    drawn = [panel for panel in panels if curves[panel[0]]]
+    if not drawn:
+        raise ValueError(f"no run of {', '.join(logs)} has one of the metrics {', '.join(name for name, *_ in panels)}")
+    columns = 2 if len(drawn) in (2, 4) else len(drawn)
+    lines = -(-len(drawn) // columns)
+    legend_lines = -(-len(logs) // 4)
+    figure = Figure(figsize=(4.5 * columns, 3 * lines + 0.3 * legend_lines), layout="constrained")
+    styles = {
+        row: {"color": _ROW_COLOURS[i % len(_ROW_COLOURS)], "linestyle": _ROW_STYLES[i // len(_ROW_COLOURS) % 4]}
+        for i, row in enumerate(logs)
+    }
+    half = 0
+    handles = {}
+    for axes, (name, title, unit) in zip(figure.subplots(lines, columns, squeeze=False).flat, drawn, strict=True):
+        for row, (steps, centre, error) in curves[name].items():
+            half = len(steps) // 40
+            centre, error = _running_mean(centre, half), _running_mean(error, half)
+            handles[row] = axes.plot(steps, centre, linewidth=1.6, marker=_marker(steps), **styles[row])[0]
+            axes.fill_between(
+                steps, centre - error, centre + error, color=styles[row]["color"], alpha=0.15, linewidth=0
+            )
+        axes.set_title(title, fontsize=11)
+        axes.set_ylabel(unit)
+        _finish(axes, np.unique(np.concatenate([steps for steps, *_ in curves[name].values()])))
+        if name == "reverse_kl":
+            axes.set_yscale("symlog", linthresh=0.01)
+            axes.yaxis.set_major_formatter("{x:g}")
+    ordered = {row: handles[row] for row in logs if row in handles}
+    figure.legend(ordered.values(), ordered.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    smoothed = f", over {2 * half + 1} logged steps" if half else ""
+    figure.supxlabel(f"line: mean over seeds{smoothed}; band: standard error", fontsize=9, color="0.35")
+    figure.savefig(path, dpi=_DPI)
+
+
+def _over_seeds(runs: Sequence[Log], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Steps that all runs logged, mean and standard error over the runs, each (N,); None where there is no such step."""
+    by_step = [{row["step"]: row[name] for row in run if row.get(name) is not None} for run in runs]
+    steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
+    if not steps:
+        return None
+    values = np.array([[run[step] for step in steps] for run in by_step], dtype=float)  # (runs, N)
+    error = values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros(len(steps))
+    return np.array(steps, dtype=float), values.mean(axis=0), error
 
 
 def _series(log_history: Log, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,5 +7,5 @@ because `OMP_NUM_THREADS` is set by then, and no GPU is touched.
 import transformers.models.auto.modeling_auto  # noqa: F401
 import trl  # noqa: F401
 
-from .. import evaluation, trainer  # noqa: F401
+from .. import evaluation, figures, trainer  # noqa: F401
 from ..cli import teacher_rollouts, train  # noqa: F401

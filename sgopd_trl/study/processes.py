@@ -31,6 +31,9 @@ def start_server(threads: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # Where PyTorch asks CUDA itself how many GPUs there are, a fork afterwards can use none
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # A process that is ended leaves tqdm's semaphore to Python's resource tracker, which frees it and says so
+    ignored = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), ignored]))
     context = _context()
     context.set_forkserver_preload([f"{__package__}.preload"])
 

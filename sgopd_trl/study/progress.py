@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from .plan import RECORD, TRAIN_DIR, Task
-from .records import read_record, read_scores
+from .records import FINISHED, read_record, read_scores
 from .worker import METRICS
 
 
@@ -27,7 +27,9 @@ class StudyProgress:
         self.slots = slots
         self.done = 0
         self.failed = 0
-        self.seconds = [record["seconds"] for task in tasks if "seconds" in (record := read_record(task.folder))]
+        # Of trainings, this call's and earlier ones: an evaluation alone says nothing about them
+        records = [read_record(task.folder) for task in tasks if task.command]
+        self.seconds = [record["seconds"] for record in records if record.get("state") == FINISHED]
         self.bars: dict[Path, TaskID] = {}
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -57,7 +59,7 @@ class StudyProgress:
     def ended(self, task: Task, seconds: float, error: Sequence[str] | None) -> None:
         self._count(task)
         if error is None:
-            self.seconds.append(seconds)
+            self.seconds += [seconds] if task.command else []
             scores = read_scores(task.folder) if task.model is not None else {}
             shown = "".join(f"{metric} {100 * value:.1f}, " for metric, value in scores.items())
             self._say(f"{task.name}: {shown}{seconds:.0f} s{self._left()}")

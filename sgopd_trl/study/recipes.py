@@ -39,7 +39,7 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
         known_to_any |= keys
         common = {key: value for key, value in study.overrides.items() if key in keys}
         merged = merge(merge(recipe, common), overrides)
-        check(merged, f"{where} ({path})")
+        check(merged, path.name, where)
         resolved.append(merged)
     for key in study.overrides:
         if key not in known_to_any:
@@ -75,12 +75,12 @@ def merge(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     return merged
 
 
-def check(recipe: Recipe, where: str) -> None:
-    """Refuse what `sgopd train` would refuse. Raises UsageError with `where` before the message."""
+def check(recipe: Recipe, name: str, where: str) -> None:
+    """Refuse what `sgopd train` would refuse of a recipe in a file of this name. Raises UsageError, `where` first."""
     from ..cli.train import read_command_line
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
+        path = Path(folder) / name
         # A GPU is not to be touched here, and that of a run may be another
         path.write_text(yaml.safe_dump(recipe | {"use_cpu": True, "output_dir": folder}))
         try:

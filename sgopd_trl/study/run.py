@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -41,6 +42,8 @@ def run_study(
         UsageError: for anything wrong in the study or the recipes, before anything starts.
     """
     console = Console()
+    if not console.is_terminal:
+        console.width = 180  # a log's lines are as long as the table's
     wanted_seeds = study.seeds if seeds is None else check_seeds(list(seeds))
     names = [row.name for row in study.rows]
     for name in rows or ():
@@ -93,14 +96,23 @@ def report(study: Study, plan: Plan, console: Console) -> None:
     """Write the tables, print one of them, and say where they are."""
     results = collect(study, plan)
     study.output_dir.mkdir(parents=True, exist_ok=True)
-    for name, text in {
+    files = {
         "table.md": tables.markdown(results, study.baseline),
         "table.tex": tables.latex(results, study.baseline),
         "results.json": json.dumps(as_json(study, results), indent=2, default=str) + "\n",
-    }.items():
+    }
+    for name, text in files.items():
         write_whole(study.output_dir / name, text)
     console.print(tables.terminal(results, study.baseline))
-    console.print(f"In {study.output_dir}: table.md, table.tex, results.json", markup=False, highlight=False)
+    names = [*files, *processes.call(_draw, results, study.baseline, study.dynamics, study.output_dir)]
+    where = f"In {study.output_dir}: {', '.join(names)}"
+    console.print(where, markup=False, highlight=False, soft_wrap=True)
+
+
+def _draw(*args: Any) -> list[str]:
+    from .pictures import draw  # with transformers and matplotlib, in a process that has them
+
+    return draw(*args)
 
 
 def _gpus() -> list[str]:

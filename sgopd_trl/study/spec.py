@@ -50,7 +50,7 @@ class Study:
         baseline: the row that the others are compared to. seeds: of every recipe's runs.
         overrides: of every recipe that knows the key. evaluation: how final models are evaluated.
         prepare: what is made once, before the runs. keep_models: keep weights and checkpoints of finished runs.
-        gpus_per_run: where there are GPUs.
+        gpus_per_run: where there are GPUs. dynamics: rows of the figures over steps; None: the first ones.
     """
 
     path: Path
@@ -64,6 +64,7 @@ class Study:
     prepare: tuple[Prepare, ...] = ()
     keep_models: bool = False
     gpus_per_run: int = 1
+    dynamics: tuple[str, ...] | None = None
 
 
 def read_study(path: str | Path) -> Study:
@@ -90,6 +91,12 @@ def read_study(path: str | Path) -> Study:
     if baseline not in trained:
         hint = nearest(baseline, trained)
         raise UsageError(f"`baseline` must be one of the rows with a recipe, got {baseline!r}.{hint}")
+    dynamics = given.get("dynamics")
+    if dynamics is not None:
+        dynamics = tuple(map(str, _list(dynamics, "`dynamics`")))
+        for name in dynamics:
+            if name not in trained:
+                raise UsageError(f"`dynamics` must be rows with a recipe, got {name!r}.{nearest(name, trained)}")
     return Study(
         path=path,
         runs_dir=Path(_text(given["runs_dir"], "`runs_dir`")),
@@ -102,6 +109,7 @@ def read_study(path: str | Path) -> Study:
         prepare=tuple(_prepare(item, path) for item in _list(given.get("prepare", []), "`prepare`")),
         keep_models=_typed(given.get("keep_models", False), bool, "`keep_models`"),
         gpus_per_run=_positive(given.get("gpus_per_run", 1), "`gpus_per_run`"),
+        dynamics=dynamics,
     )
 
 

@@ -1,0 +1,181 @@
+"""Studies that are refused before anything starts, and the folders of those that are not."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sgopd_trl.cli.errors import UsageError
+from sgopd_trl.study.plan import make_plan, task_folder
+from sgopd_trl.study.recipes import merge, resolve_recipes
+from sgopd_trl.study.spec import read_study
+
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "miniature"
+STUDIES = sorted(RECIPES.glob("study_*.yaml"))
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Writes a study of two small recipes, with keys in the place of its own, and reads it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").mkdir()
+    for name in ("opd", "sgopd"):
+        (tmp_path / "studies" / f"{name}.yaml").write_text((RECIPES / name / "config.yaml").read_text())
+
+    def write(without: str | None = None, **keys):
+        given = {
+            "runs_dir": "runs",
+            "output_dir": "table",
+            "baseline": "OPD",
+            "seeds": [0, 1],
+            "overrides": {"max_steps": 2},
+            "evaluation": {"dataset": "miniature", "k": 2},
+            "rows": {"OPD": {"recipe": "opd.yaml"}, "SG-OPD": {"recipe": "sgopd.yaml"}},
+        } | keys
+        given.pop(without, None)
+        path = tmp_path / "studies" / "study.yaml"
+        path.write_text(yaml.safe_dump(given, sort_keys=False))
+        return read_study(path)
+
+    return write
+
+
+def refused(study, message, **keys):
+    with pytest.raises(UsageError) as error:
+        study(**keys)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"base_line": "OPD"}, "Unknown key 'base_line' in study.yaml. Did you mean 'baseline'?"),
+        ({"without": "seeds"}, "study.yaml lacks `seeds`."),
+        ({"baseline": "ODP"}, "`baseline` must be one of the rows with a recipe, got 'ODP'. Did you mean 'OPD'?"),
+        ({"seeds": [0, 1, 1]}, "`seeds` holds [1] more than once."),
+        ({"seeds": []}, "`seeds` must hold at least one."),
+        ({"seeds": [0, "1"]}, "`seeds` must be whole numbers >= 0, got '1'."),
+        ({"seeds": [True]}, "`seeds` must be whole numbers >= 0, got True."),
+        ({"seeds": 3}, "`seeds` must be a list, got 3."),
+        ({"rows": {"OPD": {"recipe": "odp.yaml"}}}, "odp.yaml of row 'OPD' of study.yaml does not exist"),
+        (
+            {"rows": {"OPD": {"recpie": "opd.yaml"}}},
+            "Unknown key 'recpie' in row 'OPD' of study.yaml. Did you mean 'recipe'?",
+        ),
+        ({"rows": {"OPD": {}}}, "row 'OPD' of study.yaml: give either `recipe` or `model`."),
+        ({"rows": {"OPD": {"model": "m", "recipe": "opd.yaml"}}}, "give either `recipe` or `model`"),
+        ({"rows": {"OPD": {"model": "m"}}}, "`baseline` must be one of the rows with a recipe, got 'OPD'."),
+        ({"rows": {"OPD": {"model": "m", "overrides": {}}}}, "`overrides` are of a recipe"),
+        (
+            {"rows": {"OPD": {"recipe": "opd.yaml", "paper": {"avg@32": "27"}}}},
+            "'avg@32' must be a number in percent, got '27'",
+        ),
+        ({"overrides": {"seed": 3}}, "`overrides` must not hold `seed`, which the study sets"),
+        ({"prepare": [{"command": "train", "config": "opd.yaml"}]}, "`command` must be teacher-rollouts, got 'train'."),
+        ({"prepare": [{"command": "teacher-rollouts"}]}, "`prepare` of study.yaml lacks `config`"),
+        ({"keep_models": "no"}, "`keep_models` must be true or false, got 'no'."),
+        ({"gpus_per_run": 0}, "`gpus_per_run` must be >= 1, got 0."),
+        ({"dynamics": ["SGOPD"]}, "`dynamics` must be rows with a recipe, got 'SGOPD'. Did you mean 'SG-OPD'?"),
+    ],
+)
+def test_studies_refused(keys, message, study):
+    refused(study, message, **keys)
+
+
+def test_two_rows_of_one_name_are_refused(study, tmp_path):
+    study()
+    path = tmp_path / "studies" / "study.yaml"
+    path.write_text(path.read_text().replace("SG-OPD:", "OPD:"))
+    with pytest.raises(UsageError, match="'OPD' is there twice"):
+        read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"overrides": {"max_stesp": 2}}, "`overrides`: no recipe knows 'max_stesp'. Did you mean 'max_steps'?"),
+        (
+            {"overrides": {"max_steps": "many"}},
+            "row 'OPD': opd.yaml: `max_steps` must be int, got 'many'.",
+        ),
+        ({"overrides": {"stability_tau": -1.0}}, "row 'OPD': `stability_tau` must be None or > 0, got -1.0."),
+        (
+            {"rows": {"OPD": {"recipe": "opd.yaml", "overrides": {"lamda_base": 2}}}},
+            "row 'OPD': studies/opd.yaml does not know the override 'lamda_base'. Did you mean 'lambda_base'?",
+        ),
+    ],
+)
+def test_recipes_refused(keys, message, study, monkeypatch, tmp_path):
+    wrong = study(**keys)
+    with pytest.raises(UsageError) as error:
+        resolve_recipes(wrong)
+    assert message in str(error.value).replace(f"{tmp_path}/", "")
+
+
+def test_a_rows_overrides_come_last(study):
+    rows = {"OPD": {"recipe": "opd.yaml", "overrides": {"max_steps": 7, "stability_tau": None}}}
+    recipes, _ = resolve_recipes(study(rows=rows, overrides={"max_steps": 2, "learning_rate": 0.5}))
+    assert (recipes["OPD"]["max_steps"], recipes["OPD"]["learning_rate"]) == (7, 0.5)
+    assert recipes["OPD"]["stability_tau"] is None
+
+
+def test_overrides_of_stages():
+    recipe = {"max_steps": 9, "stages": [{"name": "sft", "trainer": "sft", "max_steps": 4}, {"name": "gate"}]}
+    assert merge(recipe, {"max_steps": 2}) == recipe | {"max_steps": 2}  # what a stage says itself stays
+    merged = merge(recipe, {"stages": {"sft": {"max_steps": 3}}})
+    assert merged["stages"] == [{"name": "sft", "trainer": "sft", "max_steps": 3}, {"name": "gate"}]
+    assert recipe["stages"][0]["max_steps"] == 4
+    with pytest.raises(UsageError, match="no stage 'gaet', only sft, gate"):
+        merge(recipe, {"stages": {"gaet": {}}})
+
+
+def plan_of(study):
+    return make_plan(study, *resolve_recipes(study))
+
+
+def test_one_folder_for_what_is_stated(study, tmp_path):
+    """Another name, another seed and another study share a run; another value, or evaluation, does not."""
+    first = plan_of(study()).runs
+    assert first["OPD", 0].folder.parent == first["OPD", 1].folder.parent
+    assert [first["OPD", seed].folder.name for seed in (0, 1)] == ["seed-0", "seed-1"]
+    assert first["OPD", 0].folder.parent.name.startswith("opd-")
+
+    renamed = plan_of(study(baseline="plain", output_dir="other", rows={"plain": {"recipe": "opd.yaml"}})).runs
+    assert renamed["plain", 0].folder == first["OPD", 0].folder
+
+    others = [
+        study(overrides={"max_steps": 3}),
+        study(evaluation={"dataset": "miniature", "k": 4}),
+        study(rows={"OPD": {"recipe": "opd.yaml", "overrides": {"lambda_base": 1.25}}}),
+    ]
+    folders = {first["OPD", 0].folder, *(plan_of(other).runs["OPD", 0].folder for other in others)}
+    assert len(folders) == 4
+
+
+def test_the_recipe_of_a_run_says_everything(study):
+    task = plan_of(study()).runs["SG-OPD", 1]
+    assert (task.recipe["seed"], task.recipe["max_steps"], task.recipe["lambda_high"]) == (1, 2, 1.8)
+    assert task.recipe["output_dir"] == task.model == str(task.folder / "train")
+    assert task.stated["overrides"] == {"max_steps": 2}
+
+
+def test_the_seed_and_the_output_folder_of_a_recipe_say_nothing(tmp_path):
+    one = task_folder(tmp_path, "A row: 1.8/β", {"recipe": {"seed": 0, "output_dir": "a", "x": 1.0}})
+    assert one.name.rpartition("-")[0] == "a-row-1.8"
+    assert task_folder(tmp_path, "b", {"recipe": {"x": 1.0, "output_dir": "b", "seed": 5}}) == one
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_studies(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = read_study(path)
+    plan = plan_of(study)
+    assert len(study.seeds) >= 8 and study.baseline == "OPD"
+    trained = [row for row in study.rows if row.recipe is not None]
+    assert len({plan.runs[row.name, 0].folder for row in trained}) == len(trained), "two rows are the same run"
+    assert {name for row in trained for name in [row.name] if "andom" in name or "ositive" in name}, "no control"
+
+
+def test_there_are_shipped_studies():
+    assert STUDIES

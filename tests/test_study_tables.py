@@ -1,0 +1,122 @@
+"""What a study's finished runs come to, in the forms that it is written in."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sgopd_trl.study.plan import EVALUATION_DIR, SUMMARY, Plan, Task
+from sgopd_trl.study.records import FAILED, FINISHED, write_record
+from sgopd_trl.study.results import as_json, collect
+from sgopd_trl.study.spec import Row, Study
+from sgopd_trl.study.statistics import Difference, Mean
+from sgopd_trl.study.tables import cells, header, latex, markdown, show_difference, show_mean, terminal
+
+
+SCORES = {  # avg@8 by row and seed
+    "OPD": {0: 0.50, 1: 0.60, 2: 0.70},
+    "Gate": {0: 0.49, 1: 0.58, 2: 0.64},  # differences -1, -2, -6: -3 ± 4.30265 * 1.52753 = -3 ± 6.5724
+    "PTS & <3>": {0: 0.61, 1: 0.70, 2: 0.80},  # +11, +10, +10
+    "Start": {None: 0.10},
+    "Not yet": {},
+}
+
+
+@pytest.fixture
+def results(tmp_path):
+    rows = tuple(
+        Row(
+            name,
+            recipe=None if name == "Start" else Path("recipe.yaml"),
+            model="start" if name == "Start" else None,
+            group=None if name == "Start" else "trained",
+            paper={"avg@32": 27.5} if name == "OPD" else {},
+        )
+        for name in SCORES
+    )
+    study = Study(Path("s.yaml"), tmp_path, tmp_path, "OPD", (0, 1, 2), rows, evaluation={"k": 8})
+    runs = {}
+    for name, seeds in SCORES.items():
+        for seed in [None] if name == "Start" else (0, 1, 2):
+            runs[name, seed] = task = Task(name, seed, tmp_path / name / str(seed))
+            if seed in seeds:
+                write_record(task, FINISHED, seconds=1.0)
+                scores = {"avg@8": {"mean": seeds[seed]}, "pass@8": {"mean": 1.0}}
+                (task.folder / EVALUATION_DIR).mkdir()
+                (task.folder / EVALUATION_DIR / SUMMARY).write_text(json.dumps({"average": scores}))
+            else:
+                write_record(task, FAILED, error=["no"])
+    return study, collect(study, Plan((), runs))
+
+
+def test_rows_by_hand(results):
+    _, (opd, gate, pts, start, not_yet) = results
+    assert opd.means["avg@8"].value == pytest.approx(0.6) and opd.means["avg@8"].error == pytest.approx(0.1 / 3**0.5)
+    assert opd.differences == {} and start.differences == {}
+    difference = gate.differences["avg@8"]
+    assert (difference.value, difference.low, difference.high) == pytest.approx((-0.03, -0.095724, 0.035724), abs=1e-6)
+    assert not difference.decided and pts.differences["avg@8"].decided
+    assert (start.means["avg@8"], len(start.runs)) == (Mean(0.10, None, 1), 1)
+    assert not_yet.runs == {} and not_yet.means == {}
+
+
+def test_cells(results):
+    _, rows = results
+    assert header(rows, "OPD") == [
+        "row", "n", "avg@8", "avg@8 − OPD [95%]", "pass@8", "pass@8 − OPD [95%]", "paper, avg@32",
+    ]  # fmt: skip
+    assert cells(rows[0], rows) == ["OPD", "3", "60.0 ± 5.8", "–", "100.0 ± 0.0", "–", "27.50"]
+    assert cells(rows[1], rows)[:4] == ["Gate", "3", "57.0 ± 4.4", "−3.0 [−9.6, +3.6]"]
+    assert cells(rows[3], rows) == ["Start", "1", "10.0", "–", "100.0", "–", "–"]
+    assert cells(rows[4], rows) == ["Not yet", "–", "–", "–", "–", "–", "–"]
+
+
+def test_numbers():
+    assert show_mean(Mean(0.1234, 0.00049, 4)) == "12.3 ± 0.0"
+    assert show_difference(Difference(-0.0004, -0.0105, 0.0496, 4)) == "0.0 [−1.1, +5.0]"
+    assert show_difference(Difference(0.02, None, None, 1)) == "+2.0"
+
+
+def test_markdown(results):
+    _, rows = results
+    lines = markdown(rows, "OPD").splitlines()
+    assert {line.count(" | ") for line in lines if not line.startswith("| *")} == {6}
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert lines[2].startswith("| *trained* |")
+    assert "| PTS & <3> | 3 | 70.3 ± 5.5 | **+10.3 [+8.9, +11.8]** |" in lines[5]
+    assert "| −3.0 [−9.6, +3.6] |" in lines[4]
+
+
+def test_latex(results):
+    _, rows = results
+    text = latex(rows, "OPD")
+    assert text.startswith("\\begin{tabular}{lrrrrrr}\n\\toprule\n") and text.endswith("\\bottomrule\n\\end{tabular}\n")
+    assert r"\multicolumn{7}{l}{\textit{trained}} \\" in text
+    assert r"PTS \& <3> & 3 & 70.3 $\pm$ 5.5 & \textbf{+10.3 [+8.9, +11.8]} &" in text
+    assert r"& $-$3.0 [$-$9.6, +3.6] &" in text
+    assert r"avg@8 $-$ OPD [95\%]" in text
+
+
+def test_terminal(results):
+    _, rows = results
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(terminal(rows, "OPD"))
+    text = console.export_text()
+    assert "−3.0 [−9.6, +3.6]" in text and "avg@8 − OPD [95%]" in text and "PTS & <3>" in text
+
+
+def test_json_has_every_run(results):
+    study, rows = results
+    data = json.loads(json.dumps(as_json(study, rows)))
+    gate = data["rows"][1]
+    assert gate["runs"]["2"]["avg@8"] == 0.64 and gate["runs"]["2"]["folder"].endswith("Gate/2")
+    assert gate["summary"]["avg@8"]["difference"]["n"] == 3
+    assert data["rows"][3]["runs"]["model"]["avg@8"] == 0.10
+    assert data["rows"][4]["runs"] == {}
+
+
+def test_rows_of_one_group_that_are_apart_have_two_headings(results):
+    _, rows = results
+    assert sum("*trained*" in line for line in markdown(rows, "OPD").splitlines()) == 2
