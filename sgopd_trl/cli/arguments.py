@@ -6,20 +6,64 @@ import enum
 import json
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import ModelConfig, TrlParser
 
+from ..baselines.config import GKDConfig, GRPOBaselineConfig, SFTBaselineConfig
 from ..config import SGOPDConfig
 from .errors import UsageError
 
 
+@dataclass(frozen=True)
+class TrainerKind:
+    """What `trainer: NAME` takes: the class of its settings, and those that it cannot do without, with an example."""
+
+    config: type
+    needed: dict[str, str]
+
+
+_MODEL = {"model_name_or_path": "Qwen/Qwen3-1.7B or miniature:guess"}
+_DATA = {"dataset_name": "data.jsonl or miniature"}
+_VERIFIER = {"reward_funcs": "accuracy_reward or exact_answer_reward"}
+
+TRAINERS = {
+    "sgopd": TrainerKind(SGOPDConfig, _MODEL | _DATA | _VERIFIER),
+    "sft": TrainerKind(SFTBaselineConfig, _MODEL | {"teacher_bank": "runs/teacher-rollouts"}),
+    "gkd": TrainerKind(GKDConfig, _MODEL | {"teacher_model_name_or_path": "Qwen/Qwen3-4B or miniature:clean"} | _DATA),
+    "grpo": TrainerKind(GRPOBaselineConfig, _MODEL | _DATA | _VERIFIER),
+}
+
+
 @dataclass
 class SGOPDScriptArguments:
-    """What `sgopd train` needs beside the trainer's and the model's arguments: data and verifier."""
+    """What `sgopd train` needs beside the trainer's and the model's arguments: which trainer, data and verifier."""
 
+    trainer: str = field(
+        default="sgopd",
+        metadata={
+            "help": "sgopd: this package's, with OPD and ExOPD as settings. Baselines by TRL's trainers: sft on the teacher's "
+            "rollouts, gkd, grpo. `--trainer NAME --help` lists the settings of each.",
+            "choices": list(TRAINERS),
+        },
+    )
+    teacher_rollouts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which rollouts of `teacher_bank` `trainer: sft` and the off-policy share of `trainer: gkd` train on: "
+            "verified (default of sft), or all of them (default of gkd), which makes sft SeqKD.",
+            "choices": ["verified", "all"],
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after this many evaluations without a better `metric_for_best_model`, such as avg@8. Needs "
+            "`eval_strategy` and `load_best_model_at_end`."
+        },
+    )
     dataset_name: str | None = field(
         default=None,
         metadata={
@@ -98,54 +142,79 @@ class SGOPDScriptArguments:
                     f"`verifier_settings` must be a JSON object, got {self.verifier_settings!r}."
                 ) from error
 
-
-DATACLASSES = (SGOPDScriptArguments, SGOPDConfig, ModelConfig)
-NEEDED = {
-    "model_name_or_path": "Qwen/Qwen3-1.7B or miniature:guess",
-    "dataset_name": "data.jsonl or miniature",
-    "reward_funcs": "accuracy_reward or exact_answer_reward",
-}
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(f"`early_stopping_patience` must be >= 1, got {self.early_stopping_patience!r}.")
 
 
 TEACHERS = ("teacher_model_name_or_path", "teacher_server_url", "teachers", "teacher_recorded_path")
 
 
 class Parser(TrlParser):
-    """TRL's parser without abbreviations, whose errors are one message in place of pages of usage."""
+    """TRL's parser without abbreviations, whose errors are one message in place of pages of usage.
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(DATACLASSES, prog="sgopd train", allow_abbrev=False, **kwargs)
+    Args:
+        trainer: whose settings it knows, beside those of the command and the model.
+    """
+
+    def __init__(self, trainer: str = "sgopd", **kwargs: Any):
+        self.hints = {name: hint for cls in dataclasses(trainer) for name, hint in typing.get_type_hints(cls).items()}
+        super().__init__(dataclasses(trainer), prog="sgopd train", allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(f"{message}. `sgopd train --help` lists the arguments.")
 
 
-def check_recipe(recipe: dict[str, Any], source: str, also: Collection[str] = ()) -> None:
+def dataclasses(trainer: str) -> tuple[type, type, type]:
+    """The classes of the command's, the trainer's and the model's arguments."""
+    return SGOPDScriptArguments, TRAINERS[trainer].config, ModelConfig
+
+
+def trainer_name(args: Sequence[str], recipe: dict[str, Any]) -> str:
+    """The trainer that the command line, else the recipe, names; default `sgopd`.
+
+    Raises:
+        UsageError: with the nearest one there is.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--trainer", nargs="?")
+    named = vars(parser.parse_known_args(args)[0]).get("trainer") or recipe.get("trainer") or "sgopd"
+    if named not in TRAINERS:
+        hint = nearest(str(named), TRAINERS)
+        raise UsageError(f"`trainer` must be one of {', '.join(TRAINERS)}, got {named!r}.{hint}")
+    return named
+
+
+def check_recipe(recipe: dict[str, Any], source: str, also: Collection[str] = (), trainer: str = "sgopd") -> None:
     """Refuse keys that no argument has, and values that an argument cannot take.
 
     Args:
         recipe: from `read_recipe`. source: its name, for messages. also: further keys, which are not looked into.
+        trainer: whose settings they are.
 
     Raises:
         UsageError: with the nearest valid key, or with what the value must be.
     """
-    hints = {name: hint for cls in DATACLASSES for name, hint in typing.get_type_hints(cls).items()}
+    parser = Parser(trainer)
     actions: dict[str, argparse.Action] = {}
-    for action in Parser()._actions:
+    for action in parser._actions:
         actions.setdefault(action.dest, action)  # the first; `--no_x` comes after `--x`
-    actions = {dest: action for dest, action in actions.items() if dest in hints}
+    actions = {dest: action for dest, action in actions.items() if dest in parser.hints}
     for key, value in recipe.items():
         if key in actions:
-            _check_value(actions[key], hints[key], value, f"{source}: `{key}`")
+            _check_value(actions[key], parser.hints[key], value, f"{source}: `{key}`")
         elif key not in also and key != "env":
-            raise UsageError(f"Unknown key {key!r} in {source}.{nearest(str(key), [*actions, *also])}")
+            hint = _of_others(str(key), trainer) or nearest(str(key), [*actions, *also])
+            raise UsageError(f"Unknown key {key!r} in {source}.{hint}")
 
 
-def check_command_line(args: list[str], recipe: dict[str, Any], also: Collection[str] = ()) -> argparse.Namespace:
+def check_command_line(
+    args: list[str], recipe: dict[str, Any], also: Collection[str] = (), trainer: str = "sgopd"
+) -> argparse.Namespace:
     """Refuse flags that no argument has, flags whose value is missing or of the wrong type, and stray words.
 
     Args:
         args: without the launch flags. recipe: from `read_recipe`. also: names of further flags, for suggestions.
+        trainer: whose settings they are.
 
     Returns:
         the values of the recipe and of the command line, before any dataclass is made of them.
@@ -156,7 +225,7 @@ def check_command_line(args: list[str], recipe: dict[str, Any], also: Collection
     if "--config" in args:
         position = args.index("--config")
         args = args[:position] + args[position + 2 :]
-    parser = Parser()
+    parser = Parser(trainer)
     parser.set_defaults_with_config(**recipe)
     values, unknown = parser.parse_known_args(args)
     if unknown and not unknown[0].startswith("-"):
@@ -167,15 +236,20 @@ def check_command_line(args: list[str], recipe: dict[str, Any], also: Collection
         names = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
         hint = nearest(flag.lstrip("-").replace("-", "_"), names | {*also, "config"}, prefix="--")
         raise UsageError(f"Unknown argument {flag!r}.{hint}")
-    for name, example in NEEDED.items():
+    for name, example in TRAINERS[trainer].needed.items():
         if not getattr(values, name):
             raise UsageError(f"`{name}` is needed, in the recipe (--config) or as --{name}; for example {example}.")
-    if not any(getattr(values, name) for name in TEACHERS):
+    if trainer == "sgopd" and not any(getattr(values, name) for name in TEACHERS):
         raise UsageError(
             f"A teacher is needed, in the recipe (--config) or on the command line: one of {', '.join(TEACHERS)}; for "
             "example --teacher_model_name_or_path Qwen/Qwen3-4B or miniature:clean."
         )
     return values
+
+
+def _of_others(key: str, trainer: str) -> str:
+    others = [name for name in TRAINERS if key in TRAINERS[name].config.__dataclass_fields__]
+    return f" It is a setting of `trainer: {'`, `'.join(others)}`, not of `{trainer}`." if others else ""
 
 
 def nearest(name: str, valid: Collection[str], prefix: str = "") -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DATACLASSES
+from .arguments import TRAINERS, dataclasses
 from .errors import UsageError
 
 
@@ -24,7 +24,8 @@ def launch_flags() -> dict[str, argparse.Action]:
     """`accelerate launch`'s own options by name, without those that are training arguments too."""
     from accelerate.commands.launch import launch_command_parser
 
-    training = {name for cls in DATACLASSES for name in cls.__dataclass_fields__}
+    classes = {cls for trainer in TRAINERS for cls in dataclasses(trainer)}
+    training = {name for cls in classes for name in cls.__dataclass_fields__}
     flags = {action.dest: action for action in launch_command_parser()._actions if action.option_strings}
     # `env` is the recipe's own; accelerate's is for TPU pods
     left_out = training | {"help", "module", "env"}

@@ -8,6 +8,8 @@ from ..rollout_plan import all_prompts, fill_bank, prompts_of_run
 from ..teachers import TeacherError
 from .errors import UsageError, reported
 from .launch import end_together
+from .recipe import read_recipe, split_config_flag
+from .stages import is_staged, run_stages
 from .train import build_trainer, parse_or_launch
 
 
@@ -20,6 +22,11 @@ def main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         parser.print_help()
         return 0
+    with reported(f"sgopd {COMMAND}"):
+        argv = split_config_flag(argv)
+        recipe, source = read_recipe(argv)
+        if is_staged(recipe):
+            return run_stages(recipe, source, argv, COMMAND)
     options, training = parser.parse_known_args(argv)
     own = ["--prompts", options.prompts, "--batch_size", str(options.batch_size)]
     with reported(f"sgopd {COMMAND}"):
@@ -29,12 +36,17 @@ def main(argv: list[str]) -> int:
         if isinstance(parsed, int):
             return parsed
         script_args, training_args, model_args = parsed
+        if script_args.trainer != "sgopd":
+            raise ValueError(
+                f"`trainer: {script_args.trainer}` knows no settings of a teacher that generates. Name a recipe of `trainer: "
+                "sgopd` with the same teacher, data and verifier, or one with a stage `command: teacher-rollouts`."
+            )
         if training_args.teacher_recorded_path is not None:
             raise ValueError("`teacher_recorded_path` takes the teacher's place: there is none to ask for rollouts.")
         # Of the student nothing but the tokenizer is needed: no engine, no reference, no repository.
         training_args.use_vllm = training_args.push_to_hub = False
         training_args.sign_gated_extrapolation, training_args.lambda_base, training_args.beta = False, 1.0, 0.0
-        training_args.eval_strategy = IntervalStrategy.NO
+        training_args.eval_strategy, script_args.early_stopping_patience = IntervalStrategy.NO, None
         trainer = build_trainer(script_args, training_args, model_args)
         if not trainer.teacher_sampling.enabled:
             raise ValueError(

@@ -1,25 +1,30 @@
 """`sgopd train`: everything a recipe names, from the data to the model card."""
 
+import importlib
 import os
+import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from ..baselines.held_out import held_out_samples
 from ..checks import cannot_load, load_student_tokenizer
-from ..config import SGOPDConfig
 from ..data import DataFormat, load_split, prepare_dataset
 from ..metrics_log import FILE_NAME, MetricsLog
 from ..miniature import resolve
 from ..teachers import TeacherError
 from ..trainer import SGOPDTrainer
 from ..verifiers import VerifierFailure, load_verifier
-from .arguments import Parser, SGOPDScriptArguments, check_command_line, check_recipe
+from .arguments import Parser, SGOPDScriptArguments, check_command_line, check_recipe, trainer_name
 from .errors import UsageError, reported
 from .launch import (
     end_together,
@@ -32,6 +37,7 @@ from .launch import (
     under_launcher,
 )
 from .recipe import read_recipe, split_config_flag
+from .stages import HELP, is_staged, run_stages
 
 
 REWARD_FUNCS = {
@@ -45,11 +51,16 @@ REWARD_FUNCS = {
 
 def main(argv: list[str]) -> int:
     """Run `sgopd train` with these arguments: here, or through `accelerate launch`. Returns the exit code."""
-    if "--help" in argv or "-h" in argv:
-        Parser().print_help()
-        print("\nAlso: --config recipe.yaml, --accelerate_config NAME|PATH, and `accelerate launch`'s own flags.")
-        return 0
     with reported("sgopd train"):
+        argv = split_config_flag(argv)
+        recipe, source = read_recipe(argv)
+        if "--help" in argv or "-h" in argv:
+            Parser(trainer_name(argv, recipe)).print_help()
+            print("\nAlso: --config recipe.yaml, --accelerate_config NAME|PATH, and `accelerate launch`'s own flags.")
+            print(f"\n{HELP}")
+            return 0
+        if is_staged(recipe):
+            return run_stages(recipe, source, argv)
         parsed = parse_or_launch(argv, ["train"])
         if isinstance(parsed, int):
             return parsed
@@ -66,7 +77,7 @@ def main(argv: list[str]) -> int:
 
 def parse_or_launch(
     argv: Sequence[str], command: list[str]
-) -> tuple[SGOPDScriptArguments, SGOPDConfig, ModelConfig] | int:
+) -> tuple[SGOPDScriptArguments, TrainingArguments, ModelConfig] | int:
     """The arguments; or, where the command has to run through `accelerate launch`, the exit code of having done that.
 
     Args:
@@ -79,7 +90,17 @@ def parse_or_launch(
     gpu_count = 0 if use_cpu else torch.cuda.device_count()
     if needs_launch(launch, os.environ, gpu_count):
         return launch_training(resolve_accelerate_config(launch), [*command, *training], gpu_count)
-    return Parser().parse_args_and_config(training, fail_with_unknown_args=False)
+    return parse(training)
+
+
+def parse(training: Sequence[str]) -> tuple[SGOPDScriptArguments, TrainingArguments, ModelConfig]:
+    """Checked training arguments as the command's, the trainer's and the model's dataclasses.
+
+    Raises:
+        ValueError: for a value that is out of range, by the dataclass that it belongs to.
+    """
+    parser = Parser(trainer_name(training, read_recipe(training)[0]))
+    return parser.parse_args_and_config(training, fail_with_unknown_args=False)
 
 
 def read_command_line(argv: Sequence[str]) -> tuple[list[str], list[str], bool]:
@@ -93,60 +114,144 @@ def read_command_line(argv: Sequence[str]) -> tuple[list[str], list[str], bool]:
     if launch and under_launcher(os.environ):
         raise UsageError(f"Already started by a launcher: give it {' '.join(launch)} instead.")
     recipe, source = read_recipe(training)
+    trainer = trainer_name(training, recipe)
     launch_keys = [*flags, "accelerate_config"]
     if source is not None:
-        check_recipe(recipe, source, launch_keys)
-    values = check_command_line(training, recipe, launch_keys)
+        check_recipe(recipe, source, launch_keys, trainer)
+    values = check_command_line(training, recipe, launch_keys, trainer)
     return recipe_launch_args(recipe, flags) + launch, training, values.use_cpu
 
 
+@dataclass
+class Parts:
+    """What every trainer is made of beside its own settings.
+
+    Attributes:
+        model: directory or Hub id. tokenizer: the student's. reward_funcs: the verifier; may be empty for a baseline.
+        train_dataset, eval_dataset: `None` where the recipe names no dataset, or does not evaluate.
+    """
+
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    reward_funcs: list[Any]
+    train_dataset: Dataset | None
+    eval_dataset: Dataset | None
+    callbacks: list[TrainerCallback]
+    quantization_config: Any
+    peft_config: Any
+
+    @staticmethod
+    def say(text: str) -> None:
+        """Prints once, whatever the number of processes."""
+        PartialState().print(text)
+
+    @staticmethod
+    def main_process_first() -> AbstractContextManager:
+        """The other processes of a machine find the main one's files in the cache."""
+        return PartialState().local_main_process_first()
+
+
 def build_trainer(
-    script_args: SGOPDScriptArguments, training_args: SGOPDConfig, model_args: ModelConfig
-) -> SGOPDTrainer:
+    script_args: SGOPDScriptArguments, training_args: TrainingArguments, model_args: ModelConfig
+) -> Trainer:
     """The trainer that the arguments describe.
 
     Raises:
         ValueError: when something is missing or does not fit together. OSError: when a model or dataset cannot be had.
     """
-    settings = script_args.verifier_settings or {}
-    if unknown := settings.keys() - set(script_args.reward_funcs):
-        raise ValueError(
-            f"`verifier_settings` are for {sorted(unknown)}, but `reward_funcs` are {script_args.reward_funcs}."
-        )
-    reward_funcs = [load_verifier(name, settings.get(name), REWARD_FUNCS) for name in script_args.reward_funcs]
+    evaluates = training_args.eval_strategy != "no"
+    check_evaluation(script_args, training_args)
+    names, settings = script_args.reward_funcs or [], script_args.verifier_settings or {}
+    if unknown := settings.keys() - set(names):
+        raise ValueError(f"`verifier_settings` are for {sorted(unknown)}, but `reward_funcs` are {names}.")
+    reward_funcs = [load_verifier(name, settings.get(name), REWARD_FUNCS) for name in names]
     model = resolve(model_args.model_name_or_path)
-    for role in ("teacher_model_name_or_path", "reference_model_name_or_path"):
-        if getattr(training_args, role) is not None:
-            setattr(training_args, role, resolve(getattr(training_args, role)))
-    for settings in (training_args.teachers or {}).values():
-        if settings.get("model_name_or_path"):
-            settings["model_name_or_path"] = resolve(settings["model_name_or_path"])
+    trust_remote_code = training_args.trust_remote_code
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
-        "trust_remote_code": training_args.trust_remote_code,
+        "trust_remote_code": trust_remote_code,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     } | (training_args.model_init_kwargs or {})
-    trust_remote_code = training_args.trust_remote_code
     with cannot_load(f"The student {model_args.model_name_or_path}"):
         tokenizer = load_student_tokenizer(model, training_args.model_init_kwargs["revision"], trust_remote_code)
-    evaluates = training_args.eval_strategy != "no"
-    with PartialState().local_main_process_first():  # the others find the main process's files in the cache
-        train_dataset = load_data(
-            script_args, script_args.dataset_train_split, tokenizer, script_args.max_train_samples
-        )
-        eval_dataset = load_data(script_args, script_args.dataset_test_split, tokenizer) if evaluates else None
-    return SGOPDTrainer(
+    train_dataset = eval_dataset = None
+    with Parts.main_process_first():
+        if script_args.trainer != "sft":  # whose data is the bank
+            train_dataset = load_data(
+                script_args, script_args.dataset_train_split, tokenizer, script_args.max_train_samples
+            )
+        if evaluates:
+            eval_dataset = load_data(script_args, script_args.dataset_test_split, tokenizer)
+    parts = Parts(
         model=model,
+        tokenizer=tokenizer,
         reward_funcs=reward_funcs,
-        args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=tokenizer,
         callbacks=[MetricsLog()],
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    if script_args.early_stopping_patience is not None:
+        parts.callbacks.append(EarlyStoppingCallback(script_args.early_stopping_patience))
+        training_args.restore_callback_states_from_checkpoint = True  # a resumed run goes on counting
+    if script_args.trainer == "sgopd":
+        return build_sgopd(training_args, parts)
+    return importlib.import_module(f"sgopd_trl.baselines.{script_args.trainer}").build(
+        script_args, training_args, parts
+    )
+
+
+def build_sgopd(args: Any, parts: Parts) -> SGOPDTrainer:
+    """The trainer of `trainer: sgopd`. Raises as `SGOPDTrainer` does."""
+    for role in ("teacher_model_name_or_path", "reference_model_name_or_path"):
+        if getattr(args, role) is not None:
+            setattr(args, role, resolve(getattr(args, role)))
+    for settings in (args.teachers or {}).values():
+        if settings.get("model_name_or_path"):
+            settings["model_name_or_path"] = resolve(settings["model_name_or_path"])
+    return SGOPDTrainer(
+        model=parts.model,
+        reward_funcs=parts.reward_funcs,
+        args=args,
+        train_dataset=parts.train_dataset,
+        eval_dataset=parts.eval_dataset,
+        processing_class=parts.tokenizer,
+        callbacks=parts.callbacks,
+        quantization_config=parts.quantization_config,
+        peft_config=parts.peft_config,
+    )
+
+
+def check_evaluation(script_args: SGOPDScriptArguments, args: TrainingArguments) -> None:
+    """What evaluation during training, and stopping by it, need.
+
+    Raises:
+        ValueError: naming the setting that is missing, or the metric there is.
+    """
+    if args.eval_strategy != "no":
+        for name in ("dataset_name", "reward_funcs"):
+            if not getattr(script_args, name):
+                raise ValueError(f"`eval_strategy: {args.eval_strategy}` solves held-out problems: set `{name}` too.")
+        k, wanted = held_out_samples(args), str(args.metric_for_best_model or "").removeprefix("eval_")
+        if re.fullmatch(r"(avg|pass)@\d+", wanted) and not wanted.endswith(f"@{k}"):
+            raise ValueError(
+                f"`metric_for_best_model` is {wanted}, but with {k} samples a problem (`num_generations_eval`) the metrics "
+                f"are avg@{k} and pass@{k}."
+            )
+    if script_args.early_stopping_patience is None:
+        return
+    for name, ok, do in (
+        ("eval_strategy", args.eval_strategy != "no", "`eval_strategy: steps`, with `eval_steps`"),
+        ("load_best_model_at_end", args.load_best_model_at_end, "`load_best_model_at_end: true`"),
+        ("metric_for_best_model", args.metric_for_best_model not in (None, "loss"), "for example avg@8"),
+    ):
+        if not ok:
+            raise ValueError(
+                f"`early_stopping_patience` = {script_args.early_stopping_patience} needs `{name}`, got "
+                f"{getattr(args, name)!r}: set {do}."
+            )
 
 
 def load_data(
@@ -169,7 +274,7 @@ def load_data(
     return prepare_dataset(dataset, form, script_args.dataset_filter, max_samples)
 
 
-def find_checkpoint(args: SGOPDConfig) -> str | None:
+def find_checkpoint(args: TrainingArguments) -> str | None:
     """The checkpoint to resume from; `true` is the last one in the output folder.
 
     Raises:
@@ -190,13 +295,13 @@ def find_checkpoint(args: SGOPDConfig) -> str | None:
     return wanted
 
 
-def finish(trainer: SGOPDTrainer, script_args: SGOPDScriptArguments) -> None:
+def finish(trainer: Trainer, script_args: SGOPDScriptArguments) -> None:
     """Save the model with its tokenizer and card, push them where that is asked for, and say where everything is."""
     args, say = trainer.args, trainer.accelerator.print
     trainer.save_model(args.output_dir)
     name = script_args.dataset_name
-    on_hub = name != "miniature" and not Path(name).expanduser().exists() and "*" not in name
-    dataset_name = name if on_hub else None
+    local = name is None or name.startswith("miniature") or Path(name).expanduser().exists() or "*" in name
+    dataset_name = None if local else name
     trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=dataset_name)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)

@@ -1,0 +1,354 @@
+"""`stages:` of a recipe: several commands one after another, each with settings of its own, as one run."""
+
+import copy
+import gc
+import importlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..atomic_file import write_whole
+from ..rollout_bank import identity_hash
+from .arguments import Parser, nearest, trainer_name
+from .errors import UsageError
+from .launch import launch_flags, split_launch_args, under_launcher
+
+
+HELP = """A recipe may have stages, which run one after another:
+
+  stages:
+    - {name: rollouts, command: teacher-rollouts, prompts: all}
+    - {name: sft, trainer: sft, max_steps: 35}
+    - {name: gate, max_steps: 65}
+
+The recipe's other keys go to every stage that knows them; a stage's own go before them. A stage works in
+output_dir/NAME, the last one in output_dir. A train stage starts from the model of the train stage before it, unless it
+names a `model_name_or_path`; that model is also the default reference. On the command line --KEY VALUE changes the
+recipe's key for all stages, and is refused where a stage states that key itself; --NAME.KEY VALUE changes one stage.
+With `--resume_from_checkpoint true` finished stages are skipped, and the one under way goes on from its last checkpoint.
+Where no `teacher_bank` is named, the stages share one in output_dir. `--accelerate_config` and `accelerate launch`'s own
+flags hold for every stage."""
+
+COMMANDS = ("train", "teacher-rollouts")
+_OWN = {"train": (), "teacher-rollouts": ("prompts", "batch_size")}  # options that are not training arguments
+_RUN = ("output_dir", "model_name_or_path", "resume_from_checkpoint")  # of the run as a whole: stages are given theirs
+
+
+@dataclass
+class Stage:
+    """One command of a staged recipe.
+
+    Attributes:
+        name: of the stage. command: "train" or "teacher-rollouts". trainer: whose settings it knows.
+        stated: its own keys. recipe: these and the recipe's, as a recipe of its own. options: the command's own flags.
+        arguments: what the command line adds.
+    """
+
+    name: str
+    command: str
+    trainer: str
+    stated: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    options: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+
+    def argv(self, file: Path, launch: Sequence[str] = ()) -> list[str]:
+        """The command line of the command, with this stage's recipe in `file`."""
+        return [*self.options, "--config", str(file), *self.arguments, *launch]
+
+    def write(self, folder: Path) -> Path:
+        """Writes its recipe as `folder/NAME.yaml`."""
+        file = folder / f"{self.name}.yaml"
+        file.write_text(yaml.safe_dump(self.recipe, sort_keys=False), encoding="utf-8")
+        return file
+
+
+def is_staged(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe has stages."""
+    return "stages" in recipe
+
+
+def run_stages(recipe: dict[str, Any], source: str, argv: Sequence[str], command: str | None = None) -> int:
+    """Runs a staged recipe, once every stage has been checked. Returns the exit code.
+
+    Args:
+        recipe, source: from `read_recipe`. argv: of the command line, `--config` included.
+        command: run the stages with this command only.
+
+    Raises:
+        UsageError: for a stage that cannot be understood, and under a launcher. ValueError: for a value out of range.
+    """
+    launch, rest = split_launch_args(list(argv), launch_flags())
+    if under_launcher(os.environ):
+        raise UsageError(
+            f"{source} has stages, which are launched one by one: start it without a launcher, as `sgopd train --config "
+            "RECIPE --accelerate_config NAME`."
+        )
+    position = rest.index("--config")
+    stages, resumes = read_stages(recipe, source, rest[:position] + rest[position + 2 :])
+    if command is not None:
+        stages = [stage for stage in stages if stage.command == command]
+        if not stages:
+            raise UsageError(f"{source} has no stage with `command: {command}`.")
+    for stage in stages:
+        check_stage(stage, source, launch)
+    folder = Path(_output_dir(recipe, rest)) / "_stages"  # with an underscore it is not pushed to the Hub
+    folder.mkdir(parents=True, exist_ok=True)
+    resumes = resumes and command is None
+    for number, stage in enumerate(stages, 1):
+        done, started = folder / f"{stage.name}.done", folder / f"{stage.name}.started"
+        if resumes and done.exists():
+            _check_unchanged(stage, json.loads(done.read_text(encoding="utf-8")))
+            print(f"Stage {number} of {len(stages)}, {stage.name}: finished before.", flush=True)
+            continue
+        for later in stages[number - 1 :]:
+            (folder / f"{later.name}.done").unlink(missing_ok=True)
+            if not resumes or later is not stage:
+                (folder / f"{later.name}.started").unlink(missing_ok=True)
+        checkpoint = _checkpoint_since(started, Path(stage.recipe["output_dir"])) if stage.command == "train" else None
+        if not started.exists():
+            started.touch()
+        resume = [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
+        print(f"Stage {number} of {len(stages)}, {stage.name}: sgopd {stage.command}", flush=True)
+        code = _run(stage, [*stage.argv(stage.write(folder), launch), *resume])
+        if code != 0:
+            return code
+        write_whole(done, json.dumps({"recipe": stage.recipe, "arguments": stage.arguments}, default=str) + "\n")
+    return 0
+
+
+def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -> tuple[list[Stage], bool]:
+    """The stages of a recipe, and whether finished ones are to be skipped.
+
+    Args:
+        recipe, source: from `read_recipe`. args: further arguments of the command line, without launch flags.
+
+    Raises:
+        UsageError: naming the stage or key that cannot be understood.
+    """
+    top = {key: value for key, value in recipe.items() if key != "stages"}
+    stages = [_stage(entry, number, source, top) for number, entry in enumerate(_entries(recipe, source), 1)]
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise UsageError(f"{source}: two stages have one name, got {names}.")
+    groups = _groups(args)
+    of_run = set(_RUN) if any("teacher_bank" in stage.stated for stage in stages) else {*_RUN, "teacher_bank"}
+    top |= {name: _value(group) for name, group in groups if name in of_run}  # the last one, as argparse has it
+    groups = [(name, group) for name, group in groups if name not in of_run]
+    resumes = str(top.pop("resume_from_checkpoint", False)).lower()
+    if resumes not in ("true", "false", "none"):
+        raise UsageError(f"`resume_from_checkpoint` of a recipe with stages must be true or false, got {resumes!r}.")
+    output_dir = Path(str(top.pop("output_dir", "trainer_output")))
+    launch = {*launch_flags(), "accelerate_config"}
+    keys = {stage.name: {*Parser(stage.trainer).hints, *launch} for stage in stages}
+    for key in top:
+        if key != "env" and not any(key in known for known in keys.values()):
+            raise UsageError(
+                f"Unknown key {key!r} in {source}: no stage knows it.{nearest(str(key), set().union(*keys.values()))}"
+            )
+    before: Stage | None = None  # the train stage before
+    for stage in stages:
+        last = stage is stages[-1]
+        stage.recipe = {key: value for key, value in top.items() if key == "env" or key in keys[stage.name]}
+        if stage.command != "train":
+            stage.recipe.pop("trainer", None)
+        stage.recipe |= {key: value for key, value in stage.stated.items() if key not in _OWN[stage.command]}
+        stage.recipe["output_dir"] = str(output_dir if last else output_dir / stage.name)
+        stage.options = [
+            part for key in _OWN[stage.command] if key in stage.stated for part in (f"--{key}", str(stage.stated[key]))
+        ]
+        if stage.command == "train":
+            if before is not None and "model_name_or_path" not in stage.stated:
+                if before.recipe.get("use_peft"):
+                    raise UsageError(
+                        f"{source}: stage {stage.name!r} would start from {before.name!r}'s output, which is an adapter "
+                        "(`use_peft`). Give it a `model_name_or_path`, such as the two merged."
+                    )
+                stage.recipe["model_name_or_path"] = before.recipe["output_dir"]
+            before = stage
+    for name, group in groups:
+        _override(stages, name, group)
+    _share_bank(stages, output_dir, keys)
+    return stages, resumes == "true"
+
+
+def _share_bank(stages: Sequence[Stage], output_dir: Path, keys: Mapping[str, set[str]]) -> None:
+    """Where no bank is named, one in the output folder, whose name stands for what its rollouts depend on: the stages that
+    train on all of a bank must not find another seed's there."""
+    filling = [stage for stage in stages if stage.command == "teacher-rollouts"]
+    if not filling or any("teacher_bank" in stage.recipe for stage in stages):
+        return
+    about = [[stage.recipe, stage.options, stage.arguments] for stage in filling]
+    bank = output_dir / f"_teacher_rollouts-{identity_hash({'stages': about})}"
+    for stage in stages:
+        if "teacher_bank" in keys[stage.name]:
+            stage.recipe["teacher_bank"] = str(bank)
+
+
+def check_stage(stage: Stage, source: str, launch: Sequence[str] = ()) -> None:
+    """Refuses keys, flags and values as the stage's command would, before any stage has begun.
+
+    Raises:
+        UsageError, ValueError: as the command, with the stage's name.
+    """
+    from .teacher_rollouts import make_parser
+    from .train import needs_launch, parse, read_command_line
+
+    with tempfile.TemporaryDirectory() as folder, _environment_kept():
+        try:
+            argv = stage.argv(stage.write(Path(folder)), launch)
+            if stage.command == "teacher-rollouts":
+                _, argv = make_parser().parse_known_args(argv)
+            flags, training, _ = read_command_line(argv)
+            if not needs_launch(
+                flags, os.environ, 0
+            ):  # otherwise a value may be right for that number of processes alone
+                parse(training)
+        except ValueError as error:
+            raise type(error)(f"Stage {stage.name!r} of {source}: {error}") from error
+
+
+def _entries(recipe: dict[str, Any], source: str) -> list[dict[str, Any]]:
+    entries = recipe["stages"]
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UsageError(f"{source}: `stages` must be a list of mappings, one a stage, got {entries!r}.")
+    return entries
+
+
+def _stage(entry: dict[str, Any], number: int, source: str, top: dict[str, Any]) -> Stage:
+    stated = copy.deepcopy(entry)
+    name, command = stated.pop("name", None), stated.pop("command", "train")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UsageError(f"{source}: stage {number} needs a `name` of letters, digits, - and _, got {name!r}.")
+    if name.startswith(PREFIX_CHECKPOINT_DIR):
+        raise UsageError(f"{source}: a stage cannot be called {name!r}, which is the name of a checkpoint's folder.")
+    if command not in COMMANDS:
+        raise UsageError(
+            f"{source}: `command` of stage {name!r} must be one of {', '.join(COMMANDS)}, got {command!r}."
+        )
+    for key in ("output_dir", "resume_from_checkpoint", "env", "stages"):
+        if key in stated:
+            raise UsageError(f"{source}: `{key}` belongs beside `stages`, not in stage {name!r}.")
+    trainer = trainer_name([], top | stated) if command == "train" else "sgopd"
+    return Stage(name, command, trainer, stated)
+
+
+def _groups(args: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Flags with their values, each under the name of its key."""
+    groups: list[tuple[str, list[str]]] = []
+    for token in args:
+        if token.startswith("--"):
+            groups.append((token[2:].partition("=")[0].replace("-", "_"), [token]))
+        elif not groups:
+            raise UsageError(f"Unexpected argument {token!r}.")
+        else:
+            groups[-1][1].append(token)
+    return groups
+
+
+def _value(group: list[str]) -> str:
+    values = group[0].split("=", 1)[1:] + group[1:]
+    if len(values) != 1:
+        raise UsageError(f"Expected one value after {group[0].split('=', 1)[0]}, got {values}.")
+    return values[0]
+
+
+def _override(stages: Sequence[Stage], name: str, group: list[str]) -> None:
+    """Adds a flag to the command line of the stages it is for."""
+    head, dot, key = group[0][2:].partition(".")
+    if dot and "=" not in head:
+        chosen = [stage for stage in stages if stage.name == head]
+        if not chosen:
+            raise UsageError(
+                f"{group[0]!r}: there is no stage {head!r}.{nearest(head, [s.name for s in stages], '--')}"
+            )
+        chosen[0].arguments += [f"--{key}", *group[1:]]
+        return
+    if name == "trainer":
+        raise UsageError("--trainer cannot change a recipe with stages: name the `trainer` in the stage.")
+    options = {stage.name: Parser(stage.trainer)._option_string_actions for stage in stages}
+    knowing = [stage for stage in stages if f"--{name}" in options[stage.name]]
+    if not knowing:
+        known = {option.lstrip("-").replace("-", "_") for actions in options.values() for option in actions}
+        raise UsageError(f"Unknown argument '--{name}'.{nearest(name, known, prefix='--')}")
+    for stage in knowing:
+        dest = options[stage.name][f"--{name}"].dest
+        if dest in stage.stated:
+            raise UsageError(
+                f"--{name} would not reach stage {stage.name!r}, which states `{dest}` itself. Give it as "
+                f"--{stage.name}.{dest} to change that stage."
+            )
+        stage.arguments += group
+
+
+def _output_dir(recipe: dict[str, Any], args: Sequence[str]) -> str:
+    given = [_value(group) for name, group in _groups(args) if name == "output_dir"]
+    return given[-1] if given else str(recipe.get("output_dir", "trainer_output"))
+
+
+def _check_unchanged(stage: Stage, finished: dict[str, Any]) -> None:
+    """A stage that is skipped must be the one that was finished.
+
+    Raises:
+        UsageError: with what has changed.
+    """
+    now = json.loads(json.dumps({"recipe": stage.recipe, "arguments": stage.arguments}, default=str))
+    then, recipe = finished["recipe"], now["recipe"]
+    changed = [
+        f"`{key}` was {then.get(key)!r} and is {recipe.get(key)!r}"
+        for key in sorted(then.keys() | recipe.keys())
+        if then.get(key) != recipe.get(key)
+    ]
+    if finished["arguments"] != now["arguments"]:
+        changed.append(f"the command line was {finished['arguments']} and is {now['arguments']}")
+    if changed:
+        raise UsageError(
+            f"Stage {stage.name!r} was finished with other settings: {'; '.join(changed)}. Set them back, or start "
+            "without `resume_from_checkpoint`."
+        )
+
+
+def _checkpoint_since(started: Path, output_dir: Path) -> str | None:
+    """The last checkpoint that the stage itself has saved: the folder may hold an earlier run's."""
+    if not started.exists():
+        return None
+    begun = started.stat().st_mtime
+    found = [
+        path.parent
+        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/trainer_state.json")
+        if path.stat().st_mtime >= begun
+    ]
+    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+
+
+def _run(stage: Stage, argv: list[str]) -> int:
+    module = importlib.import_module(f".{stage.command.replace('-', '_')}", __package__)
+    with _environment_kept():
+        code = module.main(argv)
+    gc.collect()  # the stage's models
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return code
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """transformers notes the precision of a run in the environment, where it would pass for a launcher's."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
