@@ -313,6 +313,56 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
                 f"({self.gradient_accumulation_steps}), got {self.steps_per_generation!r}."
             )
 
+        self._check_vocabulary()
+
+    @property
+    def vocabulary_setting(self) -> str | None:
+        """The setting that has losses over the vocabulary computed, for messages; `None` where there are none."""
+        if self.reverse_kl == "full_vocabulary":
+            return "reverse_kl='full_vocabulary'"
+        return "negative_advantage_mode='forward_kl'" if self.negative_advantage_mode == "forward_kl" else None
+
+    def _check_vocabulary(self) -> None:
+        if self.reverse_kl_top_k is not None and self.reverse_kl != "full_vocabulary":
+            raise ValueError(
+                f"`reverse_kl_top_k` = {self.reverse_kl_top_k!r} needs `reverse_kl='full_vocabulary'`, got "
+                f"{self.reverse_kl!r}."
+            )
+        setting = self.vocabulary_setting
+        if setting is None:
+            return
+        if self.negative_advantage_mode == "forward_kl":
+            if self.reverse_kl == "full_vocabulary":
+                raise ValueError(
+                    "`negative_advantage_mode='forward_kl'` splits the tokens by the sign of the sampled token's a2, which "
+                    "`reverse_kl='full_vocabulary'` takes the expectation over. Choose one of them."
+                )
+            if self.sign_gated_extrapolation:
+                raise ValueError(
+                    "`negative_advantage_mode='forward_kl'` (AOPD) and the gate both decide what tokens with a2 <= 0 get. "
+                    "Set `sign_gated_extrapolation=False`, or leave `negative_advantage_mode` at 'policy_gradient'."
+                )
+        sequence_level = self.vllm_importance_sampling_mode.startswith("sequence")
+        for name, ok, expected in (
+            ("loss_type", self.loss_type == "grpo", "'grpo' (Eq. 10)"),
+            ("top_entropy_quantile", self.top_entropy_quantile == 1.0, "1.0"),
+            ("off_policy_mask_threshold", self.off_policy_mask_threshold is None, "None"),
+            (
+                "vllm_importance_sampling_mode",
+                not (self.use_vllm and self.vllm_importance_sampling_correction and sequence_level),
+                "one of a token",
+            ),
+            ("teacher_server_url", self.teacher_server_url is None, "None: a server gives the sampled token alone"),
+            (
+                "teacher_recorded_path",
+                self.teacher_recorded_path is None,
+                "None: a recording has the sampled token alone",
+            ),
+            ("teacher_record_path", self.teacher_record_path is None, "None: a recording has the sampled token alone"),
+        ):
+            if not ok:
+                raise ValueError(f"With `{setting}`, `{name}` must be {expected}, got {getattr(self, name)!r}.")
+
     def router(self) -> Router:
         """The routing these settings describe (Eq. 4 to 8)."""
         cells = self.gate_cell_lambdas or [self.lambda_high, self.lambda_base, self.lambda_base, self.lambda_high]

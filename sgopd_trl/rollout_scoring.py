@@ -1,6 +1,7 @@
 """Scores one generation batch under student, teacher and reference, each only where it is needed."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,8 +59,8 @@ class RolloutScorer:
             batch: what TRL's `_generate_and_score_completions` returns.
 
         Returns:
-            `student_logps`, `teacher_logps` and `reference_logps`, each (B, L), and `gate_coin` (B, L) for the random
-            gate. Where no token of a sequence can be extrapolated, the reference is not asked and stands at the
+            `student_logps`, `teacher_logps` and `reference_logps`, each (B, L), `gate_coin` (B, L) for the random gate, and
+            `teacher_index` (B,), the row's teacher among the run's, for a loss over the vocabulary. Where no token of a sequence can be extrapolated, the reference is not asked and stands at the
             teacher's.
 
         Raises:
@@ -70,6 +71,8 @@ class RolloutScorer:
         mask = valid_tokens(batch)
         rows = mask.bool().any(1)
         scores = {"student_logps": self._student_logps(batch, rows)}
+        if trainer.full_vocabulary.enabled:
+            scores["teacher_index"] = trainer.full_vocabulary.teacher_index(trainer.teacher_names, mask.device)
         coin = self._gate_coin(mask) if trainer.router.gate == "random" else None
         used = rows & trainer.router.may_extrapolate(batch.get("gate_advantages", batch["advantages"]))
         if trainer.router.uses_reference:
@@ -140,10 +143,13 @@ class RolloutScorer:
             return self._score_rows(trainer.reference, batch, used), used
         if batch.get("ref_per_token_logps") is not None:
             return batch["ref_per_token_logps"], rows  # TRL's KL term has the same reference
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        adapter = "ref" if "ref" in model.peft_config else None
-        with use_adapter(model, adapter):
+        with self.student_as_reference():
             return self._score_rows(None, batch, used), used
+
+    def student_as_reference(self) -> AbstractContextManager:
+        """Under PEFT the student in its initial state: without its adapter, or with that which it came with."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return use_adapter(model, "ref" if "ref" in model.peft_config else None)
 
     def _gate_coin(self, mask: torch.Tensor) -> torch.Tensor:
         """A coin a token from the seed, the step and the row's place in the global batch: the same however it is cut."""

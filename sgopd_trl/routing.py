@@ -105,6 +105,25 @@ class Router:
         neutral = token_classes(a1, a2) == NEUTRAL
         if self.neutral_mode == "opd":
             a_conf = torch.where(neutral, a2, a_conf)
-        # The two-level gate extrapolates all four sign cells, conflict ones by their own strength.
-        own_strength = ~neutral if self.gate == "two_level" else consensus
-        return route(own_strength, extrapolated, a_conf)
+        return route(self._extrapolated(a1, a2, consensus), extrapolated, a_conf)
+
+    def vocabulary_weights(self, a1: torch.Tensor, a2: torch.Tensor, consensus: torch.Tensor) -> torch.Tensor:
+        """What each token's expectation over the vocabulary, at its strength, is multiplied with, (B, L).
+
+        `strengths` and this are Eq. (8) for the full-vocabulary reverse KL: beta for `"interp"`; 0 for the fallbacks that have
+        no such form, `"mask"` and `"grpo"`.
+
+        Args:
+            as `advantages`.
+        """
+        if self.gate is None:
+            return torch.ones_like(a2)
+        fallback = {"interp": self.beta, "preserve": 1.0, "grpo": 0.0, "mask": 0.0}[self.disagree_mode]
+        weights = torch.full_like(a2, fallback)
+        if self.neutral_mode == "opd":
+            weights = weights.masked_fill(token_classes(a1, a2) == NEUTRAL, 1.0)
+        return weights.masked_fill(self._extrapolated(a1, a2, consensus), 1.0)
+
+    def _extrapolated(self, a1: torch.Tensor, a2: torch.Tensor, consensus: torch.Tensor) -> torch.Tensor:
+        """Tokens that do not take the fallback: the two-level gate extrapolates all four sign cells, each by its own."""
+        return token_classes(a1, a2) != NEUTRAL if self.gate == "two_level" else consensus

@@ -16,22 +16,21 @@ from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import get_config_model_id
 
 from . import checks
-from .advantages import reverse_kl_advantage, sign_flips
 from .certificates import StepCertificates
 from .config import SGOPDConfig
-from .diagnostics import token_metrics, token_sums
 from .failure import RandomState, save_before_the_failure
 from .frozen import FrozenModel, add_reference_adapter, initial_student, load_frozen, register_lm_head
+from .full_vocabulary import FullVocabulary, check_whole_distributions
 from .held_out import HeldOutAccuracy
 from .model_card import PAPER, add_method_section
 from .padding import trim_padding
 from .phased_sampling import PhasedTeacherSampling, teacher_sampling_enabled
 from .resume import load_generation_cycle, save_generation_cycle
-from .rollout_scoring import RolloutScorer, valid_tokens
+from .rollout_scoring import RolloutScorer
 from .sampler import EpochSampler
 from .sampling_logps import SamplingLogps
-from .stability import masked_sum, stability_weight, unit_mean
 from .step_log import StepLog
+from .step_routing import route_step
 from .teacher_loss import teacher_cross_entropy
 from .teacher_rollouts import check_bank
 from .teachers import Teacher, TeacherError
@@ -142,6 +141,7 @@ class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
             checks.check_teacher_sampling(train_dataset, args, tools or rollout_func or environment_factory)
             check_bank(args)
 
+        check_whole_distributions(specs, args)
         # The teacher comes first: a missing one is noticed before the rest is loaded.
         self.teacher = open_teachers(specs, args, processing_class, train_dataset, eval_dataset)
         self.router = args.router()
@@ -179,6 +179,7 @@ class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
         self.scorer = RolloutScorer(self)
         self.teacher.prepare(self)
         self.reference = FrozenModel(reference_model, self, "reference") if reference_model is not None else None
+        self.full_vocabulary = FullVocabulary(self)
         self._only_teacher = names[0] if len(names) == 1 else None
         self.teacher_sampling = PhasedTeacherSampling(self)
         self.teacher_sampling.check_checkpointing()
@@ -298,42 +299,15 @@ class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
         return inputs
 
     def _route(self, micro_batches: list[Batch]) -> list[Batch]:
-        """The micro-batches of one optimizer step with their (B, L) advantages: Eq. 4 to 9, exact over the whole step."""
-        tau = self.args.stability_tau
-        prepared = []
-        sums = 0
-        for batch in micro_batches:
-            mask = valid_tokens(batch)
-            a2 = reverse_kl_advantage(batch["teacher_logps"], batch["student_logps"])
-            phi = None if tau is None else stability_weight(a2, tau)
-            sums = sums + token_sums(batch.get("gate_advantages", batch["advantages"]), a2, mask, phi)
-            prepared.append((batch, mask, a2, phi))
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        tokens, agree, *_, total_phi = sums.tolist()
-        share = agree / max(tokens, 1)
-
-        routed = []
-        flips = 0
-        for batch, mask, a2, phi in prepared:
-            outcome = batch["advantages"]
-            a1 = batch.get("gate_advantages", outcome)
-            consensus = self.router.consensus(a1, a2, batch.get("gate_coin"), share)
-            advantages = self.router.advantages(
-                a1, a2, consensus, batch["teacher_logps"], batch["reference_logps"], outcome
-            )
-            flips = flips + masked_sum(sign_flips(consensus, a2, advantages), mask)
-            if phi is not None:
-                advantages = advantages * unit_mean(phi, total_phi, tokens)
-            routed.append(batch | {"advantages": advantages, "outcome_advantages": outcome, "a2": a2})
-        flips = self.accelerator.reduce(flips, reduction="sum").item()
-        for name, value in token_metrics(sums, flips).items():
-            self.step_log.value(name, value)
-        return routed
+        """The micro-batches of one optimizer step with their (B, L) advantages."""
+        return route_step(self, micro_batches)
 
     # The loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self.full_vocabulary.watch(model) as states:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = loss + self.full_vocabulary.loss(model, inputs, states)
         teacher, alpha = inputs.get("teacher"), self.teacher_sampling.alpha(self.state.global_step + 1)
         if teacher is None or alpha == 0:
             return loss

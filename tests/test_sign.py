@@ -7,7 +7,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-import sgopd_trl.trainer
+import sgopd_trl.step_routing
 from sgopd_trl import SGOPDTrainer
 
 
@@ -82,7 +82,7 @@ def test_a_flipped_sign_drives_the_miniature_away_from_its_teacher(tmp_path, mon
     from sgopd_trl.rewards import exact_answer_reward
 
     if flipped:
-        monkeypatch.setattr(sgopd_trl.trainer, "reverse_kl_advantage", lambda teacher, student: student - teacher)
+        monkeypatch.setattr(sgopd_trl.step_routing, "reverse_kl_advantage", lambda teacher, student: student - teacher)
     trainer = SGOPDTrainer(
         model=str(checkpoint_path("noisy")),
         reward_funcs=exact_answer_reward,
