@@ -154,6 +154,7 @@ def plot_rows(
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("percent; differences in percentage points", fontsize=9, color="0.35")
     columns[0].set_yticks(range(len(names)), names)
     columns[0].set_ylim(len(names) - 0.5, -0.5)
     figure.savefig(path, dpi=_DPI)
@@ -187,7 +188,12 @@ def _plot_panels(logs: Mapping[str, Sequence[Log]], panels: Sequence[tuple[str, 
         axes.set_title(title, fontsize=11)
         axes.set_ylabel(unit)
         _finish(axes, np.unique(np.concatenate([steps for steps, *_ in curves[name].values()])))
-        if name == "reverse_kl":
+        means = np.concatenate([centre for _, centre, _ in curves[name].values()])
+        if name.startswith("sign/") or (name == "reward" and 0 <= means.min() and means.max() <= 1):
+            axes.set_ylim(-0.02, 1.02)
+        elif name == "reverse_kl" and means.min() > 0:  # it falls by orders of magnitude, and k1 may be below 0
+            axes.set_yscale("log")
+        elif name == "reverse_kl":
             axes.set_yscale("symlog", linthresh=0.01)
             axes.yaxis.set_major_formatter("{x:g}")
     ordered = {row: handles[row] for row in logs if row in handles}

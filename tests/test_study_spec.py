@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from sgopd_trl.cli.errors import UsageError
+from sgopd_trl.study import evaluation
 from sgopd_trl.study.plan import make_plan, task_folder
 from sgopd_trl.study.recipes import merge, resolve_recipes
 from sgopd_trl.study.spec import read_study
@@ -120,14 +121,58 @@ def test_a_rows_overrides_come_last(study):
     assert recipes["OPD"]["stability_tau"] is None
 
 
+STAGED = {
+    "learning_rate": 0.1,
+    "stages": [{"name": "sft", "trainer": "sft", "max_steps": 4}, {"name": "gate", "max_steps": 6}],
+}
+
+
 def test_overrides_of_stages():
-    recipe = {"max_steps": 9, "stages": [{"name": "sft", "trainer": "sft", "max_steps": 4}, {"name": "gate"}]}
-    assert merge(recipe, {"max_steps": 2}) == recipe | {"max_steps": 2}  # what a stage says itself stays
-    merged = merge(recipe, {"stages": {"sft": {"max_steps": 3}}})
-    assert merged["stages"] == [{"name": "sft", "trainer": "sft", "max_steps": 3}, {"name": "gate"}]
-    assert recipe["stages"][0]["max_steps"] == 4
+    assert merge(STAGED, {"learning_rate": 0.2}) == STAGED | {"learning_rate": 0.2}
+    merged = merge(STAGED, {"max_steps": 9, "stages": {"sft": {"max_steps": 3}, "gate": {"max_steps": 5}}})
+    assert [stage["max_steps"] for stage in merged["stages"]] == [3, 5]
+    assert [stage["max_steps"] for stage in STAGED["stages"]] == [4, 6]
+
+
+def test_overrides_that_a_stage_would_not_see_are_refused():
     with pytest.raises(UsageError, match="no stage 'gaet', only sft, gate"):
-        merge(recipe, {"stages": {"gaet": {}}})
+        merge(STAGED, {"stages": {"gaet": {}}})
+    with pytest.raises(UsageError, match="`max_steps` would not reach stage 'gate', which states it itself"):
+        merge(STAGED, {"max_steps": 9, "stages": {"sft": {"max_steps": 3}}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"dataset": "miniature", "max_problem": 3},
+            "Unknown key 'max_problem' in `evaluation`. Did you mean 'max_problems'?",
+        ),
+        ({"dataset": "miniature", "model": "m"}, "Unknown key 'model' in `evaluation`."),
+        ({"dataset": "miniature", "k": "many"}, "`evaluation`: argument --k: invalid int value: 'many'."),
+        ({"k": 3}, "`evaluation` lacks `dataset`."),
+        ({"dataset": "miniature", "trust_remote_code": False}, "leave 'trust_remote_code' out"),
+    ],
+)
+def test_evaluations_refused(settings, message):
+    with pytest.raises(UsageError) as error:
+        evaluation.check(settings)
+    assert message in str(error.value)
+
+
+def test_evaluation_is_a_command_line():
+    settings = {
+        "dataset": ["a", "b"],
+        "k": 4,
+        "trust_remote_code": True,
+        "box_answer": False,
+        "verifier_settings": {"x": 1},
+    }
+    evaluation.check(settings)
+    assert evaluation.command("m", settings, Path("out")) == [
+        *("eval", "--model", "m", "--output_dir", "out", "--dataset", "a", "b", "--k", "4"),
+        *("--trust_remote_code", "--box_answer", "false", "--verifier_settings", '{"x": 1}'),
+    ]
 
 
 def plan_of(study):

@@ -5,8 +5,8 @@ This needs TRL, so it runs in a process of its own: the study's own process stay
 
 import io
 import tempfile
-from collections.abc import Collection, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
     """The recipes of the study's rows, by name, and those of its `prepare`, with the overrides in them.
 
     Raises:
-        UsageError: for a key that its recipe does not know, an override that no recipe knows, a value out of range.
+        UsageError: for a key that its recipe does not know, an override that no recipe knows or that a stage would not
+            see, and a value that is out of range.
     """
     sources = [(f"row {row.name!r}", row.recipe, row.overrides) for row in study.rows if row.recipe is not None]
     sources += [("`prepare`", step.config, step.overrides) for step in study.prepare]
@@ -32,14 +33,15 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
     resolved = []
     for where, path, overrides in sources:
         recipe, _ = read_recipe(["--config", str(path)])
-        keys = recipe_keys(recipe)
-        for key in overrides:
-            if key not in keys:
-                raise UsageError(f"{where}: {path} does not know the override {key!r}.{nearest(key, keys)}")
+        with told(where):
+            keys = recipe_keys({**recipe, **overrides} if "trainer" in overrides else recipe, path.name)
+            for key in overrides:
+                if key not in keys:
+                    raise UsageError(f"{path} does not know the override {key!r}.{nearest(key, keys)}")
+            common = {key: value for key, value in study.overrides.items() if key in keys and key not in overrides}
+            merged = merge(recipe, {**common, **overrides})
+            check(merged, path.name)
         known_to_any |= keys
-        common = {key: value for key, value in study.overrides.items() if key in keys}
-        merged = merge(merge(recipe, common), overrides)
-        check(merged, path.name, where)
         resolved.append(merged)
     for key in study.overrides:
         if key not in known_to_any:
@@ -48,58 +50,70 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
     return dict(zip(names, resolved)), resolved[len(names) :]
 
 
-def recipe_keys(recipe: Mapping[str, Any]) -> Collection[str]:
-    """The keys that this recipe may hold."""
-    from ..cli.launch import launch_flags
+@contextmanager
+def told(where: str) -> Iterator[None]:
+    """Say where before the message of a mistake, as a UsageError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
 
-    return {name for cls in _dataclasses(recipe) for name in cls.__dataclass_fields__} | {*launch_flags(), "env"}
+
+def recipe_keys(recipe: Recipe, name: str) -> set[str]:
+    """The keys that this recipe may hold: those of its trainer, or of all its stages'. Raises UsageError as its command."""
+    from ..cli.arguments import Parser, trainer_name
+    from ..cli.launch import launch_flags
+    from ..cli.stages import is_staged, read_stages
+
+    if is_staged(recipe):
+        trainers, own = {stage.trainer for stage in read_stages(recipe, name)[0]}, {"stages"}
+    else:
+        trainers, own = {trainer_name([], recipe)}, set()
+    return set().union(own, {"env", "accelerate_config"}, launch_flags(), *(Parser(each).hints for each in trainers))
 
 
 def merge(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe with these keys in the place of its own; what a stage of it says itself stays.
+    """The recipe with these keys in the place of its own.
 
     `stages` as a mapping, in the place of the recipe's list, overrides keys of the stages with these names.
 
     Raises:
-        UsageError: when the recipe has no stage of that name.
+        UsageError: when the recipe has no stage of that name, or when a stage states an overridden key itself, which
+            would then not reach it.
     """
     merged = {**recipe, **overrides}
-    by_name = overrides.get("stages")
-    if isinstance(by_name, Mapping):
-        stages = recipe.get("stages") or []
-        names = [stage.get("name") for stage in stages]
-        for name in by_name:
-            if name not in names:
-                raise UsageError(f"`stages`: the recipe has no stage {name!r}, only {', '.join(map(str, names))}.")
+    stages = recipe.get("stages") or []
+    by_name = overrides.get("stages", {})
+    if not isinstance(by_name, Mapping):
+        return merged
+    names = [stage.get("name") for stage in stages]
+    for name in by_name:
+        if name not in names:
+            raise UsageError(f"`stages`: the recipe has no stage {name!r}, only {', '.join(map(str, names))}.")
+    for stage in stages:
+        for key in overrides.keys() & stage.keys() - by_name.get(stage["name"], {}).keys():
+            raise UsageError(
+                f"the override `{key}` would not reach stage {stage['name']!r}, which states it itself. Say in the row's "
+                f"overrides what holds there: {{stages: {{{stage['name']}: {{{key}: ...}}}}}}."
+            )
+    if stages:
         merged["stages"] = [{**stage, **by_name.get(stage.get("name"), {})} for stage in stages]
     return merged
 
 
-def check(recipe: Recipe, name: str, where: str) -> None:
-    """Refuse what `sgopd train` would refuse of a recipe in a file of this name. Raises UsageError, `where` first."""
-    from ..cli.train import read_command_line
+def check(recipe: Recipe, name: str) -> None:
+    """Refuse what `sgopd train` would refuse of a recipe in a file of this name. Raises ValueError as that does."""
+    from ..cli.stages import check_stage, is_staged, read_stages
+    from ..cli.train import parse, read_command_line
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         # A GPU is not to be touched here, and that of a run may be another
-        path.write_text(yaml.safe_dump(recipe | {"use_cpu": True, "output_dir": folder}))
-        try:
-            _, training, _ = read_command_line(["--config", str(path)])
-            with redirect_stdout(io.StringIO()):
-                _parser(recipe).parse_args_and_config(training, fail_with_unknown_args=False)
-        except ValueError as error:
-            raise UsageError(f"{where}: {error}") from error
-
-
-def _dataclasses(recipe: Mapping[str, Any]) -> tuple[type, ...]:
-    from ..cli import arguments
-
-    if hasattr(arguments, "dataclasses"):
-        return arguments.dataclasses(recipe.get("trainer") or "sgopd")
-    return arguments.DATACLASSES
-
-
-def _parser(recipe: Mapping[str, Any]) -> Any:
-    from ..cli import arguments
-
-    return arguments.Parser(recipe["trainer"]) if recipe.get("trainer") else arguments.Parser()
+        recipe = recipe | {"use_cpu": True, "output_dir": folder}
+        if is_staged(recipe):
+            for stage in read_stages(recipe, name)[0]:
+                check_stage(stage, name)
+            return
+        path = Path(folder) / name
+        path.write_text(yaml.safe_dump(recipe))
+        _, training, _ = read_command_line(["--config", str(path)])
+        parse(training)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ..atomic_file import write_whole
 from ..cli.errors import UsageError
-from . import processes, tables
+from . import evaluation, processes, tables
 from .plan import Plan, Task, make_plan
 from .progress import StudyProgress
 from .recipes import resolve_recipes
@@ -52,6 +52,7 @@ def run_study(
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs must be >= 1, got {jobs}.")
     study = dataclasses.replace(study, seeds=tuple(dict.fromkeys([*study.seeds, *wanted_seeds])))
+    evaluation.check(study.evaluation)
     processes.start_server(threads=1)
     recipes, prepared = processes.call(resolve_recipes, study)
     plan = make_plan(study, recipes, prepared)

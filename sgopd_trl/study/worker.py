@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_file import write_whole
-from .plan import EVALUATION_DIR, LOG, SUMMARY, TRAIN_DIR, TRAINED, Task, write_recipe
+from . import evaluation
+from .plan import EVALUATION_DIR, LOG, TRAIN_DIR, TRAINED, Task, write_recipe
 
 
 METRICS = "metrics.jsonl"
@@ -50,42 +51,23 @@ def _run_command(task: Task) -> None:
     from ..cli import main
 
     train_dir = task.folder / TRAIN_DIR
-    resume = ["--resume_from_checkpoint", "true"] if any(train_dir.glob("**/checkpoint-*/trainer_state.json")) else []
-    if task.command[0] == "train" and not resume:
-        shutil.rmtree(train_dir, ignore_errors=True)
-    code = main([*task.command, "--config", str(write_recipe(task)), *(resume if task.command[0] == "train" else [])])
+    argv = [*task.command, "--config", str(write_recipe(task))]
+    if task.command[0] == "train":
+        if (train_dir / "_stages").is_dir() or any(train_dir.glob("checkpoint-*/trainer_state.json")):
+            argv += ["--resume_from_checkpoint", "true"]
+        else:
+            shutil.rmtree(train_dir, ignore_errors=True)
+    code = main(argv)
     if code:
         raise SystemExit(code)
 
 
 def _evaluate(task: Task) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from ..cli import main
 
-    from ..cli.train import REWARD_FUNCS
-    from ..evaluation import evaluate
-    from ..miniature import make_dataset, resolve
-    from ..verifiers import load_verifier
-
-    settings = dict(task.evaluation)
-    folder = resolve(task.model)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    samples = settings.get("k", 8)
-    result = evaluate(
-        model,
-        AutoTokenizer.from_pretrained(folder),
-        make_dataset("test", settings.get("max_problems", 100)),
-        load_verifier(settings["verifier"], also=REWARD_FUNCS),
-        k=samples,
-        max_new_tokens=settings["max_new_tokens"],
-        batch_size=800,
-    )
-    scores = {key: {"mean": result[key]} for key in (f"avg@{samples}", f"pass@{samples}")}
-    summary = {"model": task.model, "settings": settings, "datasets": {settings["dataset"]: scores}, "average": scores}
-    output = task.folder / EVALUATION_DIR
-    output.mkdir(exist_ok=True)
-    write_whole(output / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    print(f"evaluation: {scores}", flush=True)
+    code = main(evaluation.command(task.model, task.evaluation, task.folder / EVALUATION_DIR))
+    if code:
+        raise SystemExit(code)
 
 
 def remove_models(folder: Path) -> None:

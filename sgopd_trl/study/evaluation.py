@@ -1,0 +1,62 @@
+"""The `evaluation` of a study: `sgopd eval`'s options as a mapping."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..cli import eval as eval_command
+from ..cli.errors import UsageError
+from .spec import check_keys
+
+
+_OF_THE_STUDY = {"help", "model", "output_dir", "compare", "rejudge"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"`evaluation`: {message}.")
+
+
+def command(model: str, settings: Mapping[str, Any], output_dir: Path) -> list[str]:
+    """The command line of `sgopd` that evaluates a model with a study's settings. Runs that are cut off go on."""
+    args = ["eval", "--model", model, "--output_dir", str(output_dir)]
+    for key, value in settings.items():
+        if isinstance(value, bool):
+            args += [f"--{key}"] if _is_switch(key) else [f"--{key}", str(value).lower()]
+        elif isinstance(value, list):
+            args += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            args += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return args
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that `sgopd eval` does not know, or whose values it cannot take.
+
+    Raises:
+        UsageError: with the nearest key, or with what is wrong about the value.
+    """
+    check_keys(settings, _actions().keys() - _OF_THE_STUDY, "`evaluation`")
+    if not settings.get("dataset"):
+        raise UsageError("`evaluation` lacks `dataset`.")
+    for key, value in settings.items():
+        if value is False and _is_switch(key):
+            raise UsageError(f"`evaluation`: leave {key!r} out, in the place of false.")
+    _parser().parse_args(command("model", settings, Path("folder")))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="sgopd", allow_abbrev=False)
+    eval_command.add_parser(parser.add_subparsers(parser_class=_Parser))
+    return parser
+
+
+def _actions() -> dict[str, argparse.Action]:
+    (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return {action.dest: action for action in commands.choices["eval"]._actions}
+
+
+def _is_switch(key: str) -> bool:
+    return key in (actions := _actions()) and actions[key].nargs == 0
