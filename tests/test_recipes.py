@@ -7,14 +7,19 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from sgopd_trl.cli.arguments import Parser
+from sgopd_trl.cli.recipe import read_recipe
+from sgopd_trl.cli.stages import check_stage, read_stages
 from sgopd_trl.cli.train import REWARD_FUNCS, read_command_line
+from sgopd_trl.cli.train import parse as parse_arguments
+from sgopd_trl.config import SGOPDConfig
 from sgopd_trl.miniature import resolve
 from sgopd_trl.teachers.build import TeacherSpec, teacher_specs
 from sgopd_trl.verifiers import load_verifier
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+BASE = RECIPES / "Qwen3-1.7B" / "sgopd" / "config_deepmath.yaml"
+MINIATURE = RECIPES / "miniature" / "sgopd" / "config.yaml"
 FILES = sorted(RECIPES.rglob("*.yaml"))
 ACCELERATE = [path for path in FILES if path.parent.name == "accelerate_configs"]
 STUDIES = [path for path in FILES if path.stem.startswith("study_")]  # tests/test_study.py reads them
@@ -26,8 +31,22 @@ def name(path: Path) -> str:
 
 
 def parse(path: Path):
+    """The launch arguments and the three dataclasses of a recipe without stages."""
     launch, training, _ = read_command_line(["--config", str(path), "--use_cpu", "true"])
-    return launch, Parser().parse_args_and_config(training)
+    return launch, parse_arguments(training)
+
+
+def stages(path: Path):
+    """The stages of a recipe that has some, each parsed as its command would."""
+    recipe, source = read_recipe(["--config", str(path)])
+    found, _ = read_stages(recipe, source, ["--use_cpu", "true"])
+    for stage in found:
+        check_stage(stage, source)
+    return found
+
+
+def is_staged(path: Path) -> bool:
+    return "stages" in yaml.safe_load(path.read_text())
 
 
 def test_there_are_recipes():
@@ -35,18 +54,48 @@ def test_there_are_recipes():
     assert not list(RECIPES.rglob("*.yml"))
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=name)
+@pytest.mark.parametrize("path", [path for path in TRAINING if not is_staged(path)], ids=name)
 def test_training_recipe(path, monkeypatch):
     monkeypatch.syspath_prepend(path.parent)  # where a recipe's own verifier lies
-    launch, (script_args, training_args, model_args) = parse(path)
+    launch, (script_args, args, model_args) = parse(path)
     assert launch == []  # else a plain `sgopd train --config` would go through accelerate
     for func in script_args.reward_funcs:
         load_verifier(func, also=REWARD_FUNCS)
-    teachers = [settings.get("model_name_or_path") for settings in (training_args.teachers or {}).values()]
-    for model in (model_args.model_name_or_path, training_args.teacher_model_name_or_path, *teachers):
+    teachers = [settings.get("model_name_or_path") for settings in (getattr(args, "teachers", None) or {}).values()]
+    teacher = getattr(args, "teacher_model_name_or_path", None)
+    for model in (model_args.model_name_or_path, teacher, *teachers):
         assert model is None or resolve(model)
-    assert all(isinstance(spec, TeacherSpec) for spec in teacher_specs(None, training_args).values())
-    assert training_args.max_steps == 100
+    if isinstance(args, SGOPDConfig):
+        assert all(isinstance(spec, TeacherSpec) for spec in teacher_specs(None, args).values())
+    assert args.max_steps == 100
+
+
+@pytest.mark.parametrize("path", [path for path in TRAINING if is_staged(path)], ids=name)
+def test_recipe_with_stages(path):
+    first, *trained = stages(path)
+    assert first.command == "teacher-rollouts"
+    assert all(stage.command == "train" for stage in trained)
+    # The budget of the other recipes: their steps, and for what is not trained on all prompts, their teacher's rollouts
+    assert sum(stage.recipe["max_steps"] for stage in trained) == 100
+    if path.parent.name == "time_separated":
+        best = yaml.safe_load((BASE if "Qwen3-1.7B" in path.parts else MINIATURE).read_text())
+        drawn_by = {
+            "max_steps",
+            "seed",
+            "num_generations",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+        }
+        drawn_by |= {key for key in best if key.startswith(("teacher_", "dataset_"))}
+        assert {key: first.recipe.get(key) for key in drawn_by} == {key: best.get(key) for key in drawn_by}
+        assert first.options == [] and [stage.recipe["max_steps"] for stage in trained] == [35, 65]
+        assert [stage.trainer for stage in trained] == ["sft", "sgopd"]
+        assert trained[1].recipe["model_name_or_path"] == trained[0].recipe["output_dir"]
+        assert trained[1].recipe["teacher_sampling_enable"] is False
+    else:
+        assert first.options == ["--prompts", "all"] and [stage.trainer for stage in trained] == ["sft"]
+        expected = {"sft": "verified", "seqkd": "all"}[path.parent.name]
+        assert trained[0].recipe["teacher_rollouts"] == expected
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=name)
@@ -58,6 +107,14 @@ def test_accelerate_config(path):
     assert config.num_processes == 2
     if path.stem.startswith("zero"):
         assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
+
+
+OF_TRAINER = {  # settings that another trainer has alone, or does not have
+    "grpo": {"loss_type"},
+    "gkd": {"beta", "lmbda", "num_generations"},
+    "sft": {"num_generations"},
+    "seqkd": {"num_generations"},
+}
 
 
 def method(recipe: str):
@@ -72,11 +129,13 @@ def test_miniature_siblings_differ_in_the_method_only():
     own |= {"teacher_sampling_phase1_end_frac", "teacher_sampling_phase2_end_frac"}
     own |= {"teacher_model_name_or_path", "teachers", "dataset_teacher_column", "teacher_bank"}  # where it lives
     own |= {"teacher_server_url", "teacher_server_model", "reward_funcs"}
+    own |= {"trainer", "stages"}
     own |= {"gate_cell_lambdas", "reference_model_name_or_path", "reverse_kl"}
     own |= {"negative_advantage_mode", "forward_kl_top_k"}
-    common = [{key: value for key, value in recipe.items() if key not in own} for recipe in texts.values()]
-    assert all(recipe == common[0] for recipe in common)
-    assert len({recipe["output_dir"] for recipe in texts.values()}) == len(texts)
+    base = texts[name(MINIATURE)]
+    for path, recipe in texts.items():
+        different = {key for key in base.keys() | recipe.keys() if base.get(key, ...) != recipe.get(key, ...)}
+        assert different - own <= OF_TRAINER.get(path.split("/")[1], set()), path
 
 
 @pytest.mark.parametrize(
@@ -130,11 +189,14 @@ def test_every_value_of_appendix_c_has_a_source(path):
         previous = line
 
 
-BASE = RECIPES / "Qwen3-1.7B" / "sgopd" / "config_deepmath.yaml"
 GATE = {"sign_gated_extrapolation", "gate", "lambda_high", "disagree_mode", "disagree_interp_beta", "neutral_mode"}
 STRENGTHS = {"lambda_base", "gate_cell_lambdas"}
 SAMPLING = {key for key in yaml.safe_load(BASE.read_text()) if key.startswith("teacher_sampling_")}
 ANCHOR = {"teacher_sft_alpha_0", "teacher_sft_alpha_end", "teacher_max_completion_length"}
+IMPORTANCE = {f"vllm_importance_sampling_{what}" for what in ("correction", "mode", "clip_max")}
+ROLLOUTS = GATE | SAMPLING | ANCHOR | {"stages", "stability_tau", "teacher_bank", "num_generations", "num_iterations"}
+ROLLOUTS |= {"teacher_model_init_kwargs", "teacher_server_url", "teacher_server_concurrency", "beta", "loss_type"}
+ROLLOUTS |= {key for key in yaml.safe_load(BASE.read_text()) if "vllm" in key}
 DIFFERENT = {  # from the best run, by method: what its recipes may set otherwise, or leave out
     "opd": GATE | STRENGTHS | SAMPLING | ANCHOR,
     "exopd": GATE | STRENGTHS | SAMPLING | ANCHOR,
@@ -148,6 +210,20 @@ DIFFERENT = {  # from the best run, by method: what its recipes may set otherwis
     "reward_correction": {"reference_model_name_or_path", "reference_model_init_kwargs"},
     "full_vocabulary": {"reverse_kl", "reverse_kl_top_k"},
     "aopd": GATE | STRENGTHS | SAMPLING | ANCHOR | {"negative_advantage_mode", "forward_kl_top_k"},
+    "grpo": GATE
+    | SAMPLING
+    | ANCHOR
+    | {"trainer", "stability_tau", "learning_rate", "max_prompt_length"}
+    | {"teacher_model_name_or_path", "teacher_model_init_kwargs"},
+    "gkd": GATE
+    | SAMPLING
+    | ANCHOR
+    | {"trainer", "stability_tau", "lmbda", "max_prompt_length", "num_generations"}
+    | {"num_iterations", "loss_type"}
+    | IMPORTANCE,
+    "sft": ROLLOUTS,
+    "seqkd": ROLLOUTS,
+    "time_separated": GATE | STRENGTHS | {"stages"},
     "multi_teacher": {"teacher_model_name_or_path", "teacher_model_init_kwargs", "teachers", "answer_column"}
     | {"dataset_name", "dataset_filter", "prompt_template", "dataset_answer_column", "box_answer", "reward_funcs"},
 }
