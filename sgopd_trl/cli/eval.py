@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,23 +175,23 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> int:
         from ..evaluation.summary import judge_failures, summarize, tables
 
         settings = _settings(args)
-        folder = OutputFolder(args.output_dir)
-        try:
+        with closing(OutputFolder(args.output_dir)) as folder:
             evaluation, tokenizer = _evaluation(args, settings, folder)
-            open_engine = partial(_open_engine, args, evaluation, tokenizer)
-            with SampleProgress() as progress, reported("sgopd eval", EngineError):
-                evaluation.run(open_engine, progress)
+            try:
+                with SampleProgress() as progress, reported("sgopd eval", EngineError):
+                    evaluation.run(partial(_open_engine, args, evaluation, tokenizer), progress)
+            except BaseException as error:
+                console.print(
+                    f"\n{progress.done} of {evaluation.total} samples are kept in {args.output_dir}; the same command goes on "
+                    "from there.",
+                    markup=False,
+                    soft_wrap=True,
+                )
+                if isinstance(error, KeyboardInterrupt):
+                    return 130
+                raise
             summary = summarize(settings, evaluation.verdicts(), evaluation.judge.tells_unparsed)
             path = folder.write_summary(summary)
-        except (KeyboardInterrupt, SystemExit) as error:
-            console.print(
-                f"\nWhat has finished is kept in {args.output_dir}; the same command goes on from there.", markup=False
-            )
-            if isinstance(error, KeyboardInterrupt):
-                return 130
-            raise
-        finally:
-            folder.close()
     console.print(args.model, style="bold", markup=False, highlight=False)
     for found in tables(summary):
         console.print(found)

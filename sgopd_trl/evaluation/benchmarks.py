@@ -50,8 +50,7 @@ class Benchmark:
         return Path(self.source).suffix in (".jsonl", ".json", ".parquet")
 
 
-# Section 5.1 names the four benchmarks and no source. These hold the same 30 problems each as the files that G-OPD (Yang et
-# al., 2026), whose protocol the paper follows, is evaluated on.
+# Section 5.1 names the four benchmarks and no source; these are usual ones, with `problem` and `answer`. docs/evaluation.md
 BENCHMARKS = {
     "aime24": Benchmark("HuggingFaceH4/aime_2024", split="train", name="aime24"),
     "aime25": Benchmark("math-ai/aime25", split="test", name="aime25"),

@@ -1,11 +1,15 @@
 """Verdicts on samples, by a verifier or by a plain reward function."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..verifiers import Status, Verdict, Verifier
 
 
+logger = logging.getLogger(__name__)
+
+_SHOWN = 8
 _RIGHT = 0.5  # a reward above it means correct, as `correct_reward_threshold` has it in training
 
 
@@ -21,24 +25,33 @@ class Judge:
         self.tells_unparsed = isinstance(verifier, Verifier)
 
     def check(self, benchmark: str, rows: Sequence[dict[str, Any]]) -> None:
-        """The golds must be such as the verifier can judge by.
+        """Looks at the golds, as a training run does. A malformed answer is named in a warning, and judged by as what it
+        seems to mean.
 
         Raises:
-            ValueError: naming the first that is not.
+            ValueError: when there are none, or when malformed ones are no answers (unit tests).
         """
         if not isinstance(self.verifier, Verifier):
             return
         column = self.verifier.gold_column
-        for number, row in enumerate(rows):
-            if column not in row:
-                raise ValueError(
-                    f"The verifier {self.verifier.__name__!r} needs a column {column!r}; {benchmark} has none."
-                )
-            if (problem := self.verifier.gold_problem(row[column])) is not None:
-                raise ValueError(
-                    f"{benchmark}: the gold answer of problem {number}, {row[column]!r}, is malformed: {problem}. Correct it, "
-                    "or choose the verifier that fits it."
-                )
+        if column not in rows[0]:
+            raise ValueError(
+                f"The verifier {self.verifier.__name__!r} needs a column {column!r}; {benchmark} has none."
+            )
+        found = [(place, self.verifier.gold_problem(row[column])) for place, row in enumerate(rows)]
+        malformed = [
+            f"problem {place}: {rows[place][column]!r:.200} ({problem})"
+            for place, problem in found
+            if problem is not None
+        ]
+        if not malformed:
+            return
+        message = (
+            f"{benchmark}: {len(malformed)} of {len(rows)} gold answers are malformed: {'; '.join(malformed[:_SHOWN])}."
+        )
+        if not self.verifier.golds_are_answers:
+            raise ValueError(f"{message} Correct or drop these rows, or choose the verifier that fits them.")
+        logger.warning(f"{message} They are judged by as what they seem to mean.")
 
     def __call__(self, rows: Sequence[dict[str, Any]], texts: Sequence[str], ids: Sequence[list[int]]) -> list[Verdict]:
         """n verdicts. A judge that fails is a verdict, too.

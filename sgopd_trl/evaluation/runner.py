@@ -108,8 +108,8 @@ class Evaluation:
             EngineError: when the engine cannot answer. What has finished is kept.
         """
         missing = self.judge_leftovers()
-        progress.start(self.total - len(missing), self.total)
         if not missing:
+            progress.start(self.total, self.total)
             return
         settings = SamplingSettings(
             temperature=self.settings.temperature,
@@ -118,6 +118,7 @@ class Evaluation:
             max_new_tokens=self.settings.max_new_tokens,
         )
         with closing(open_engine()) as engine, closing(engine.generate(missing, settings)) as batches:
+            progress.start(self.total - len(missing), self.total)
             for finished in batches:
                 by_benchmark: dict[str, list[Line]] = defaultdict(list)
                 for request, sample in finished:

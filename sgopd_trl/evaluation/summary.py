@@ -65,6 +65,9 @@ def _counts(verdicts: Verdicts, tells_unparsed: bool) -> dict[str, Any]:
         "problems": len(verdicts),
         "samples": len(lines),
         "truncated": sum(line["finish_reason"] == "length" for line in lines),
+        "truncated_correct": sum(
+            line["finish_reason"] == "length" and line["verdict"] == Status.CORRECT for line in lines
+        ),
         "unparsed": found[Status.NO_ANSWER] if tells_unparsed else None,
         "verdicts": {str(status): found[status] for status in Status},
         "mean_tokens": sum(line["tokens"] for line in lines) / len(lines),
