@@ -86,8 +86,11 @@ class StudyProgress:
         left = self.total - self.done
         if not self.seconds or not left:
             return ""
-        minutes = left * sum(self.seconds) / len(self.seconds) / min(self.slots, left) / 60
-        return f", about {minutes / 60:.1f} h left" if minutes > 90 else f", about {minutes:.0f} min left"
+        seconds = left * sum(self.seconds) / len(self.seconds) / min(self.slots, left)
+        for unit, length in (("h", 3600), ("min", 60)):
+            if seconds > 1.5 * length:
+                return f", about {seconds / length:.{int(unit == 'h')}f} {unit} left"
+        return f", about {seconds:.0f} s left"
 
     def _say(self, text: str) -> None:
         number = f"[{self.done}/{self.total}] {time.strftime('%H:%M:%S')} "

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..atomic_file import write_whole
 from . import evaluation
-from .plan import EVALUATION_DIR, LOG, TRAIN_DIR, TRAINED, Task, write_recipe
+from .plan import EVALUATION_DIR, LOG, SUMMARY, TRAIN_DIR, TRAINED, Task, write_recipe
 
 
 METRICS = "metrics.jsonl"
@@ -35,6 +35,7 @@ def work(task: Task, env: Mapping[str, str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_study, daemon=True).start()
     _write_to(task.folder / LOG)
+    print(f"--- {task.name}, started {time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()}", flush=True)
     os.environ.update(env)
     _set_threads(env)
     trained = task.folder / TRAINED
@@ -65,7 +66,10 @@ def _run_command(task: Task) -> None:
 def _evaluate(task: Task) -> None:
     from ..cli import main
 
-    code = main(evaluation.command(task.model, task.evaluation, task.folder / EVALUATION_DIR))
+    output = task.folder / EVALUATION_DIR
+    if (output / SUMMARY).is_file():  # the study was cut off afterwards, and the model may be gone by now
+        return
+    code = main(evaluation.command(task.model, task.evaluation, output))
     if code:
         raise SystemExit(code)
 
