@@ -12,8 +12,9 @@ import yaml
 from datasets import Dataset
 from transformers import TrainerState
 
+from sgopd_trl.baselines.config import SFTBaselineConfig
 from sgopd_trl.cli import env, main
-from sgopd_trl.cli.arguments import Parser, SGOPDScriptArguments
+from sgopd_trl.cli.arguments import TRAINERS, Parser, SGOPDScriptArguments, dataclasses, trainer_name
 from sgopd_trl.cli.errors import UsageError, reported
 from sgopd_trl.cli.launch import (
     RECIPES,
@@ -24,7 +25,7 @@ from sgopd_trl.cli.launch import (
     resolve_accelerate_config,
     split_launch_args,
 )
-from sgopd_trl.cli.train import REWARD_FUNCS, find_checkpoint, read_command_line
+from sgopd_trl.cli.train import REWARD_FUNCS, find_checkpoint, parse, read_command_line
 from sgopd_trl.miniature import make_dataset
 from sgopd_trl.rewards import exact_answer_reward
 from sgopd_trl.verifiers import load_verifier
@@ -365,17 +366,71 @@ def test_what_is_saved_and_pushed(dataset, on_card, tmp_path, capsys):
     assert "https://huggingface.co/me/student" in capsys.readouterr().out
     calls.clear()
     trainer.args.push_to_hub = False
-    finish(trainer, SGOPDScriptArguments(dataset_name=dataset))
-    assert not [call for call in calls if call[0] == "push"]
+    finish(trainer, SGOPDScriptArguments())  # `trainer: sft` needs no dataset
+    assert not [call for call in calls if call[0] == "push"] and calls[1][1]["dataset_name"] is None
 
 
-def test_script_arguments_do_not_shadow_the_trainers():
-    from trl import ModelConfig
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_script_arguments_do_not_shadow_the_trainers(trainer):
+    ours, *others = dataclasses(trainer)
+    names = [name for cls in others for name in cls.__dataclass_fields__]
+    assert not set(ours.__dataclass_fields__) & set(names) and len(set(names)) == len(names)
 
-    from sgopd_trl import SGOPDConfig
 
-    ours = set(SGOPDScriptArguments.__dataclass_fields__)
-    assert not ours & (set(SGOPDConfig.__dataclass_fields__) | set(ModelConfig.__dataclass_fields__))
+# Which trainer
+
+
+@pytest.mark.parametrize(
+    ("trainer", "settings", "message"),
+    [
+        ("sftt", {}, "`trainer` must be one of sgopd, sft, gkd, grpo, got 'sftt'. Did you mean 'sft'?"),
+        ("grpo", {}, "Unknown key 'teacher_model_name_or_path' in recipe.yaml. It is a setting of `trainer: sgopd`"),
+        ("sft", {"teacher_model_name_or_path": None}, "It is a setting of `trainer: sgopd`, `gkd`, not of `sft`."),
+        (
+            "gkd",
+            {"lambda_high": 1.8},
+            "Unknown key 'lambda_high' in recipe.yaml. It is a setting of `trainer: sgopd`, not",
+        ),
+        ("gkd", {"lmbd": 0.5}, "Unknown key 'lmbd' in recipe.yaml. Did you mean 'lmbda'?"),
+        ("gkd", {"teacher_model_name_or_path": None}, "`teacher_model_name_or_path` is needed"),
+        ("gkd", {"beta": "half"}, "`beta` must be float, got 'half'"),
+        ("sgopd", {"teacher_rollouts": "some"}, "`teacher_rollouts` must be one of verified, all, got 'some'"),
+    ],
+)
+def test_keys_are_those_of_the_trainer(trainer, settings, message, recipe, capsys):
+    error, code = refused(capsys, "train", "--config", recipe(trainer=trainer, **settings))
+    assert message in error and code == 2 and error.count("\n") == 1
+
+
+def test_sft_needs_a_bank_and_neither_teacher_nor_data(tmp_path, capsys):
+    path = tmp_path / "sft.yaml"
+    path.write_text(yaml.safe_dump({"trainer": "sft", "model_name_or_path": "miniature:guess", "bf16": False}))
+    assert "`teacher_bank` is needed" in refused(capsys, "train", "--config", str(path))[0]
+    _, training, _ = read_command_line(["--config", str(path), "--teacher_bank", "bank"])
+    script, args, _ = parse(training)
+    assert isinstance(args, SFTBaselineConfig) and (script.trainer, args.teacher_bank) == ("sft", "bank")
+
+
+def test_the_command_line_names_the_trainer_too(recipe):
+    path = recipe(trainer="gkd")
+    assert trainer_name(["--config", path], {"trainer": "gkd"}) == "gkd"
+    assert trainer_name(["--trainer", "grpo"], {"trainer": "gkd"}) == trainer_name(["--trainer=grpo"], {}) == "grpo"
+    assert trainer_name([], {}) == "sgopd"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "known", "unknown"),
+    [("sft", "--completion_only_loss", "--lambda_high"), ("gkd", "--lmbda", "--gate"), ("grpo", "--epsilon", "--gate")],
+)
+def test_help_of_each_trainer(trainer, known, unknown, capsys):
+    assert main(["train", "--trainer", trainer, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"{known} " in out and f"{unknown} " not in out and "A recipe may have stages" in out
+
+
+def test_teacher_rollouts_needs_a_recipe_with_a_teachers_settings(recipe, capsys):
+    error, code = refused(capsys, "teacher-rollouts", "--config", recipe(trainer="gkd", bf16=False))
+    assert "`trainer: gkd` knows no settings of a teacher that generates" in error and code == 1
 
 
 # The other subcommands

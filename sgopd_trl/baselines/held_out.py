@@ -84,7 +84,7 @@ class HeldOutEvaluation:
             rewards.eos_token_ids = _eos_token_ids(model, self.processing_class)
             found = evaluate(
                 model,
-                self.processing_class,
+                _Templated(self.processing_class, args.chat_template_kwargs or {}),
                 dataset,
                 rewards,
                 k=k,
@@ -102,6 +102,23 @@ class HeldOutEvaluation:
 def held_out_samples(args: Any) -> int:
     """K: completions a problem in the evaluation of these arguments, TRL's GRPO's among them."""
     return args.num_generations_eval or args.num_generations
+
+
+class _Templated:
+    """A tokenizer whose chat template is given these arguments."""
+
+    def __init__(self, tokenizer: Any, chat_template_kwargs: dict[str, Any]):
+        self.tokenizer = tokenizer
+        self.chat_template_kwargs = chat_template_kwargs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tokenizer(*args, **kwargs)
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tokenizer.apply_chat_template(*args, **self.chat_template_kwargs, **kwargs)
 
 
 class _SummedRewards:

@@ -1,0 +1,69 @@
+"""The baselines in two processes do what one does."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from baseline_bank import PROMPTS, fill
+from safetensors.torch import load_file
+
+from sgopd_trl.cli import main
+from sgopd_trl.cli.launch import RECIPES
+
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_two_processes_end_with_the_weights_of_one(kind, tmp_path, folders, capsys):
+    """On the teacher's rollouts, which do not depend on a process's own random numbers."""
+    settings = {
+        "trainer": kind,
+        "model_name_or_path": str(folders / "student"),
+        "teacher_bank": str(fill(tmp_path / "bank", folders / "teacher")),
+        "dataset_name": "miniature",
+        "reward_funcs": "exact_answer_reward",
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "max_steps": 2,
+        "max_completion_length": 6,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "num_generations_eval": 2,
+        "per_device_eval_batch_size": 256,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    if kind == "gkd":
+        settings |= {"teacher_model_name_or_path": str(folders / "teacher"), "lmbda": 0.0, "max_train_samples": PROMPTS}
+    weights, rows = [], []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        recipe = settings | {"output_dir": str(out), "per_device_train_batch_size": 8 // processes}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        argv = ["train", "--config", str(tmp_path / "recipe.yaml")]
+        if processes == 1:
+            assert main(argv) == 0
+            said = capsys.readouterr().out
+        else:
+            command = [sys.executable, "-m", "sgopd_trl.cli", *argv, "--accelerate_config", str(RECIPES / "ddp.yaml")]
+            result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+            assert result.returncode == 0, result.stderr[-3000:]
+            said = result.stdout
+        assert said.count("teacher rollouts in") == 1
+        weights.append(load_file(out / "model.safetensors"))
+        rows.append([json.loads(line) for line in (out / "metrics.jsonl").open()])
+    for name, one in weights[0].items():
+        torch.testing.assert_close(weights[1][name], one, rtol=0, atol=2e-6, msg=name)
+    for name in ("loss", "eval_pass@2"):
+        one, two = ([row[name] for row in run if name in row] for run in rows)
+        assert len(one) == len(two) > 0
+    assert rows[0][0]["loss"] == pytest.approx(rows[1][0]["loss"], rel=1e-4)

@@ -1,0 +1,127 @@
+"""Evaluation of the baselines on held-out problems, and early stopping by it."""
+
+import pytest
+import torch
+from baseline_bank import fill
+from safetensors.torch import load_file
+from test_baselines import build, logged  # noqa: F401  the fixture
+
+from sgopd_trl.baselines import held_out
+
+
+EVALUATES = {"eval_strategy": "steps", "eval_steps": 1, "dataset_name": "miniature", "per_device_eval_batch_size": 256}
+EVALUATES |= {"num_generations_eval": 2, "max_completion_length": 6, "reward_funcs": "exact_answer_reward"}
+
+
+@pytest.fixture
+def trainer(build, tmp_path, folders):  # noqa: F811
+    fill(tmp_path / "bank", folders / "teacher")
+    return lambda kind, **settings: build(kind, **EVALUATES | settings)
+
+
+def every_second(found: dict[str, int]):
+    """A verifier that finds every second completion correct: each problem's first sample of two."""
+
+    def reward(completions, **columns):
+        found["asked"] = found.get("asked", 0) + len(completions)
+        return [float(n % 2 == 0) for n in range(len(completions))]
+
+    return reward
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_held_out_metrics_are_the_verifiers(kind, trainer):
+    run, found = trainer(kind, max_steps=1), {}
+    run.held_out_rewards = [every_second(found)]
+    run.train()
+    of_training = 4 if kind == "gkd" else 0
+    assert found["asked"] == 2 * 256 + of_training
+    assert logged(run, "eval_avg@2") == [0.5] and logged(run, "eval_pass@2") == [1.0]
+    assert 0 < logged(run, "eval_completions/mean_length")[0] <= 6
+
+
+def test_several_reward_functions_are_added_up(trainer):
+    run = trainer("sft", correct_reward_threshold=1.5)
+    run.held_out_rewards = [every_second({}), lambda completions, **columns: [1.0] * len(completions)]
+    assert run.evaluate()["eval_avg@2"] == 0.5  # 2 and 1
+    run.args.correct_reward_threshold = 0.5
+    assert run.evaluate()["eval_avg@2"] == 1.0
+
+
+def test_length_ends_with_the_end_of_the_sequence():
+    rewards = held_out._SummedRewards([lambda completion_ids, **columns: [float(len(ids)) for ids in completion_ids]])
+    rewards.eos_token_ids = {0}
+    assert rewards([""] * 3, [""] * 3, [[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]]) == [2.0, 4.0, 1.0]
+    assert (rewards.tokens, rewards.completions) == (7, 3)
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd", "grpo"])
+def test_training_does_not_notice_an_evaluation(kind, trainer):
+    more = {"num_generations_eval": 4} if kind == "grpo" else {}
+    with_it = trainer(kind, **more)
+    with_it.train()
+    without = trainer(kind, eval_strategy="no")  # building it seeds
+    without.train()
+    assert len(logged(with_it, f"eval_avg@{4 if more else 2}")) == 2 and not logged(without, "eval_avg@2")
+    for ours, theirs in zip(with_it.model.parameters(), without.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_the_chat_template_gets_its_arguments(trainer):
+    run = trainer("sft", chat_template_kwargs={"add_generation_prompt": False})
+    with pytest.raises(TypeError, match="add_generation_prompt"):  # evaluation's own: it arrives
+        run.evaluate()
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_early_stopping_stops_and_the_best_model_is_loaded(kind, trainer, tmp_path):
+    run = trainer(
+        kind,
+        early_stopping_patience=2,
+        metric_for_best_model="avg@2",
+        load_best_model_at_end=True,
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=20,
+    )
+    shares = iter([0.25, 0.5, 0.25, 0.0, 1.0])
+
+    def reward(completions, **columns):
+        if len(columns["solution"]) == 256:  # a batch of the evaluation: 128 problems, two samples each, two batches
+            if reward.batch % 2 == 0:
+                reward.share = next(shares)
+            reward.batch += 1
+        return [float(n < reward.share * len(completions)) for n in range(len(completions))]
+
+    reward.batch, reward.share = 0, 0.0
+    run.held_out_rewards = [reward]
+    run.train()
+    assert logged(run, "eval_avg@2") == [0.25, 0.5, 0.25, 0.0]  # 20 steps would have had 20
+    assert run.state.best_model_checkpoint.endswith("checkpoint-2")
+    weights = load_file(tmp_path / "out" / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eval_strategy": "no"}, "= 2 needs `eval_strategy`"),
+        ({"load_best_model_at_end": False}, "needs `load_best_model_at_end`, got False"),
+        ({"metric_for_best_model": "loss"}, "needs `metric_for_best_model`, got 'loss': set for example avg@8"),
+        ({"metric_for_best_model": "avg@8"}, "avg@8, but with 2 samples a problem .* avg@2 and pass@2"),
+        ({"early_stopping_patience": 0}, "must be >= 1, got 0"),
+        ({"reward_funcs": None}, "solves held-out problems: set `reward_funcs` too"),
+        ({"dataset_name": None}, "solves held-out problems: set `dataset_name` too"),
+    ],
+)
+def test_what_is_missing_for_it_is_said_early(settings, message, trainer):
+    complete = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "avg@2",
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    if settings.get("eval_strategy") == "no":
+        complete = {}
+    with pytest.raises(ValueError, match=message):
+        trainer("sft", **{"early_stopping_patience": 2} | complete | settings)
