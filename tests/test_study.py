@@ -64,13 +64,12 @@ def run(*args: str) -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_a_study_from_its_file_to_its_table(tmp_path):
-    folder = tmp_path
-    study = write_study(folder)
+    study = write_study(tmp_path)
     code, output = run("study", study, "--jobs", "2")
     assert code == 1 and "FAILED: Broken, seed 0" in output and "FAILED: Broken, seed 1" in output, output
     assert "The student ./no/such/model cannot be loaded" in output
 
-    results = json.loads((folder / "table" / "results.json").read_text())
+    results = json.loads((tmp_path / "table" / "results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
     assert {name: sorted(row["runs"]) for name, row in rows.items()} == {
         "Start": ["model"],
@@ -80,9 +79,9 @@ def test_a_study_from_its_file_to_its_table(tmp_path):
     }
     assert rows["SFT"]["summary"]["avg@2"]["difference"]["n"] == 2
     assert {"table.md", "table.tex", "rows.png", "training_dynamics.png", "sign_shares.png"} <= set(
-        os.listdir(folder / "table")
+        os.listdir(tmp_path / "table")
     )
-    assert "| OPD | 2 |" in (folder / "table" / "table.md").read_text()
+    assert "| OPD | 2 |" in (tmp_path / "table" / "table.md").read_text()
 
     run_folder = Path(rows["OPD"]["runs"]["1"]["folder"])
     record = json.loads((run_folder / "run.json").read_text())
@@ -90,8 +89,8 @@ def test_a_study_from_its_file_to_its_table(tmp_path):
     recipe = yaml.safe_load((run_folder / "recipe.yaml").read_text())
     assert (recipe["seed"], recipe["max_steps"], recipe["save_strategy"]) == (1, 2, "no")
     assert [json.loads(line)["step"] for line in (run_folder / "train" / "metrics.jsonl").open()] == [1, 2, 2]
-    assert not list((folder / "runs").rglob("*.safetensors")), "weights were kept"
-    assert len(list((folder / "runs").glob("teacher-rollouts-*"))) == 1
+    assert not list((tmp_path / "runs").rglob("*.safetensors")), "weights were kept"
+    assert len(list((tmp_path / "runs").glob("teacher-rollouts-*"))) == 1
 
     # Again: what has finished is not repeated, what has failed is
     before = (run_folder / "run.json").stat().st_mtime_ns
