@@ -41,6 +41,7 @@ class FixedRollouts(SGOPDTrainer):
         self.passes: dict[str, int] = {"student": 0, "teacher": 0, "reference": 0}
         self.teacher_rollouts: list[list[tuple[list[int], list[int], bool]]] = []
         self.teacher_shares: list[str] = []
+        self.vocabulary_tokens: list[int] = []  # whose loss is over the vocabulary, of each micro-step
         super().__init__(*args, **kwargs)
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
@@ -77,6 +78,9 @@ class FixedRollouts(SGOPDTrainer):
         teacher = inputs["teacher"]
         share = "none" if teacher is None else "rollout" if teacher["weights"].sum() > 0 else "weightless"
         self.teacher_shares.append(share)
+        if self.full_vocabulary.enabled:
+            taken = (inputs["vocabulary_weights"] != 0) & valid_tokens(inputs).bool()
+            self.vocabulary_tokens.append(int(taken.sum()))
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -158,8 +162,13 @@ def settings(variant: str, output_dir: Path, num_processes: int = 1, **changes) 
         # So few that processes differ in the number of their scoring passes
         scoring_tokens_per_batch=64,
         # Two forward passes before a backward pass must get along with it
-        gradient_checkpointing=variant == "plain",
+        gradient_checkpointing=variant in ("plain", "vocabulary"),
     )
+    if variant.startswith("vocabulary"):
+        overrides |= dict(reverse_kl="full_vocabulary")
+    if variant == "vocabulary":
+        # So few that there are micro-steps in which one process has none, and the other has some
+        overrides |= dict(gate="positive", disagree_mode="mask")
     if variant == "random":
         overrides |= dict(gate="random", teacher_sft_reduction="sequence_mean", teacher_sft_phi="chord")
     if variant.startswith("generate"):
@@ -170,6 +179,10 @@ def settings(variant: str, output_dir: Path, num_processes: int = 1, **changes) 
             generation_kwargs={"exponential_decay_length_penalty": (3, 1.5)},
         )
     return make_args(output_dir, **(overrides | changes))
+
+
+def is_lora(variant: str) -> bool:
+    return variant.endswith("lora")
 
 
 def check_partitioned(model: torch.nn.Module, name: str, may_stay_whole: str | None = None) -> None:
@@ -199,7 +212,7 @@ def train(variant: str, args: argparse.Namespace) -> None:
         reward_funcs=even_digits_reward,
         args=config,
         train_dataset=dataset(64),
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]) if variant == "lora" else None,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]) if is_lora(variant) else None,
         callbacks=[kept],
     )
     accelerator = trainer.accelerator
@@ -209,7 +222,7 @@ def train(variant: str, args: argparse.Namespace) -> None:
     assert accelerator.device.type == "cpu", accelerator.device
     if args.zero_stage:
         assert accelerator.deepspeed_plugin.zero_stage == args.zero_stage, accelerator.deepspeed_plugin.zero_stage
-    assert (trainer.reference is None) == (variant == "lora")
+    assert (trainer.reference is None) == is_lora(variant)
     trainer.train()
 
     if args.zero_stage == 3:
@@ -228,6 +241,7 @@ def train(variant: str, args: argparse.Namespace) -> None:
         figures["longest"] = gather_object([trainer.longest])
     else:
         figures["teacher_rollouts"] = trainer.teacher_rollouts
+        figures["vocabulary_tokens"] = gather_object([trainer.vocabulary_tokens])
         figures["teacher_shares"] = gather_object([trainer.teacher_shares])
         figures["passes"] = gather_object([trainer.passes])
     trainer.save_model(str(out / "saved"))

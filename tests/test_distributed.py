@@ -30,11 +30,12 @@ class Backend(NamedTuple):
     variants: tuple[str, ...]
 
 
+VOCABULARY = ("vocabulary", "vocabulary_lora")
 GENERATE = ("generate_gathered", "generate_sharded")
 BACKENDS = {
-    "ddp": Backend("MULTI_CPU", None, ("plain", "random", "lora")),
-    "zero2": Backend("DEEPSPEED", 2, ("plain", "lora")),
-    "zero3": Backend("DEEPSPEED", 3, ("plain", "lora", *GENERATE)),
+    "ddp": Backend("MULTI_CPU", None, ("plain", "random", "lora", *VOCABULARY)),
+    "zero2": Backend("DEEPSPEED", 2, ("plain", "lora", "vocabulary")),
+    "zero3": Backend("DEEPSPEED", 3, ("plain", "lora", *VOCABULARY, *GENERATE)),
 }
 # Seconds are what they are, and TRL averages the entropy over micro-batches, which hold other rows after its shuffle.
 NOT_COMPARED = ("seconds/", "step_time", "entropy")
@@ -154,6 +155,14 @@ def test_the_run_holds_what_the_comparison_is_about(launched):
 
 
 @pytest.mark.distributed
+def test_there_are_micro_steps_in_which_one_process_has_no_token_with_a_loss_over_the_vocabulary(launched):
+    """Under ZeRO-3 it has to run teacher and reference all the same."""
+    first, second = launched("ddp")["vocabulary"].figures["vocabulary_tokens"]
+    assert any((a == 0) != (b == 0) for a, b in zip(first, second, strict=True))
+    assert sum(first) > 0 and sum(second) > 0
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     "backend,variant",
     [(name, variant) for name, backend in BACKENDS.items() for variant in backend.variants if variant not in GENERATE],
@@ -206,6 +215,9 @@ MICRO_BATCH_SETTINGS = {
     "token_mean": {},
     "sequence_mean": dict(teacher_sft_reduction="sequence_mean", teacher_sft_phi="chord"),
     "sum": dict(teacher_sft_reduction="sum", gate="random"),
+    "full_vocabulary": dict(reverse_kl="full_vocabulary"),
+    "top_k": dict(reverse_kl="full_vocabulary", reverse_kl_top_k=8, disagree_mode="grpo"),
+    "aopd": dict(negative_advantage_mode="forward_kl", forward_kl_top_k=8, sign_gated_extrapolation=False),
 }
 
 
