@@ -16,10 +16,12 @@ import torch
 
 
 Gate = Literal["sign", "positive", "random", "two_level", "never"]
+AgreeMode = Literal["extrapolate", "reinforce"]
 DisagreeMode = Literal["interp", "preserve", "grpo", "mask"]
 NeutralMode = Literal["conflict", "opd"]
 
 GATES: tuple[str, ...] = ("sign", "positive", "random", "two_level", "never")
+AGREE_MODES: tuple[str, ...] = ("extrapolate", "reinforce")
 DISAGREE_MODES: tuple[str, ...] = ("interp", "preserve", "grpo", "mask")
 NEUTRAL_MODES: tuple[str, ...] = ("conflict", "opd")
 
@@ -121,6 +123,20 @@ def two_level_strengths(a1: torch.Tensor, a2: torch.Tensor, cells: tuple[float, 
     for (first, second), strength in zip(signs, cells, strict=True):
         lam = torch.where(first & second, strength, lam)
     return lam
+
+
+def reinforced_advantage(a1: torch.Tensor, a2: torch.Tensor, weight: float) -> torch.Tensor:
+    """Consensus advantage `a2 + weight * a1` of `agree_mode="reinforce"`, in the place of Eq. (6). Ours.
+
+    Where the signs of a1 and a2 agree the sum has their sign too, whatever the weight: no sign flips.
+
+    Args:
+        a1: (B,) or (B, L), what the gate reads. a2: (B, L) nats. weight: nats for each unit of a1.
+
+    Returns:
+        (B, L) nats, detached.
+    """
+    return (a2 + weight * _per_token(a1, a2)).detach()
 
 
 def conflict_advantage(

@@ -5,7 +5,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from .advantages import DISAGREE_MODES, GATES, NEUTRAL_MODES
+from .advantages import AGREE_MODES, DISAGREE_MODES, GATES, NEUTRAL_MODES
 from .routing import Router
 from .teacher_loss import TEACHER_PHIS, TEACHER_REDUCTIONS
 from .teachers.config import TeacherConfig
@@ -97,6 +97,19 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
             "help": "Strengths of the sign cells (a1 a2) ++, +-, -+, -- of gate='two_level' (Appendix H). Ours: "
             "lambda_high, lambda_base, lambda_base, lambda_high."
         },
+    )
+    agree_mode: str = field(
+        default="extrapolate",
+        metadata={
+            "help": "What consensus tokens get. 'extrapolate': G-OPD at lambda_high (Eq. 6). 'reinforce': a2 + "
+            "`verifier_weight` * a1, the verifier's own gradient where the teacher agrees with it; no reference is "
+            "needed. Ours (docs/experiments.md).",
+            "choices": list(AGREE_MODES),
+        },
+    )
+    verifier_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of a1, in nats for each unit, with agree_mode='reinforce'. Ours: 1."},
     )
     disagree_mode: str = field(
         default="interp",
@@ -254,6 +267,7 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
         self.check_teachers()
         for name, allowed in (
             ("gate", GATES),
+            ("agree_mode", AGREE_MODES),
             ("disagree_mode", DISAGREE_MODES),
             ("neutral_mode", NEUTRAL_MODES),
             ("reverse_kl", REVERSE_KLS),
@@ -266,6 +280,7 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
         for name, ok, expected in (
             ("lambda_high", self.lambda_high >= 1, ">= 1"),
             ("lambda_base", self.lambda_base >= 1, ">= 1"),
+            ("verifier_weight", self.verifier_weight > 0, "> 0"),
             ("disagree_interp_beta", 0 <= self.disagree_interp_beta <= 1, "in [0, 1]"),
             ("stability_tau", self.stability_tau is None or self.stability_tau > 0, "None or > 0"),
             ("reverse_kl_top_k", self.reverse_kl_top_k is None or self.reverse_kl_top_k >= 1, "None or >= 1"),
@@ -313,6 +328,8 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
                 f"({self.gradient_accumulation_steps}), got {self.steps_per_generation!r}."
             )
 
+        if self.agree_mode == "reinforce":
+            self._check_reinforce()
         self._check_vocabulary()
 
     @property
@@ -321,6 +338,17 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
         if self.reverse_kl == "full_vocabulary":
             return "reverse_kl='full_vocabulary'"
         return "negative_advantage_mode='forward_kl'" if self.negative_advantage_mode == "forward_kl" else None
+
+    def _check_reinforce(self) -> None:
+        for name, ok, expected in (
+            ("sign_gated_extrapolation", self.sign_gated_extrapolation, "True: without the gate no token is consensus"),
+            ("gate", self.gate not in ("two_level", "never"), "'sign', 'positive' or 'random'"),
+            ("reverse_kl", self.reverse_kl == "sampled_token", "'sampled_token': a1 belongs to the sampled token"),
+        ):
+            if not ok:
+                raise ValueError(
+                    f"With `agree_mode='reinforce'`, `{name}` must be {expected}, got {getattr(self, name)!r}."
+                )
 
     def _check_vocabulary(self) -> None:
         if self.reverse_kl_top_k is not None and self.reverse_kl != "full_vocabulary":
@@ -374,4 +402,6 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
             beta=self.disagree_interp_beta,
             neutral_mode=self.neutral_mode,
             cells=tuple(cells),
+            agree_mode=self.agree_mode,
+            verifier_weight=self.verifier_weight,
         )

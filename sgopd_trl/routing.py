@@ -6,12 +6,14 @@ import torch
 
 from .advantages import (
     NEUTRAL,
+    AgreeMode,
     DisagreeMode,
     Gate,
     NeutralMode,
     conflict_advantage,
     consensus_tokens,
     g_opd_advantage,
+    reinforced_advantage,
     route,
     token_classes,
     two_level_strengths,
@@ -29,6 +31,7 @@ class Router:
         disagree_mode, beta: fallback on conflict tokens, Eq. (7).
         neutral_mode: what tokens with a1 * a2 = 0 get: the fallback (Eq. 4 read literally) or plain OPD.
         cells: strengths of the four sign cells (++, +-, -+, --) of the two-level gate.
+        agree_mode, verifier_weight: what consensus tokens get: Eq. (6), or a2 + verifier_weight * a1.
     """
 
     gate: Gate | None = "sign"
@@ -38,6 +41,8 @@ class Router:
     beta: float = 1.0
     neutral_mode: NeutralMode = "conflict"
     cells: tuple[float, float, float, float] | None = None
+    agree_mode: AgreeMode = "extrapolate"
+    verifier_weight: float = 1.0
 
     @property
     def uses_reference(self) -> bool:
@@ -46,8 +51,12 @@ class Router:
         if self.gate == "two_level":
             strengths += self.cells
         elif self.gate not in (None, "never"):
-            strengths.append(self.lambda_high)
+            strengths.append(self._consensus_strength)
         return any(lam != 1 for lam in strengths)
+
+    @property
+    def _consensus_strength(self) -> float:
+        return self.lambda_high if self.agree_mode == "extrapolate" else 1.0
 
     def consensus(
         self, a1: torch.Tensor, a2: torch.Tensor, coin: torch.Tensor | None = None, share: float | None = None
@@ -65,7 +74,7 @@ class Router:
             conflict = conflict.masked_fill(neutral, 1.0)
         if self.gate == "two_level":
             return torch.where(neutral, conflict, two_level_strengths(a1, a2, self.cells))
-        return torch.where(consensus, torch.full_like(a2, self.lambda_high), conflict)
+        return torch.where(consensus, torch.full_like(a2, self._consensus_strength), conflict)
 
     def may_extrapolate(self, a1: torch.Tensor) -> torch.Tensor:
         """Sequences of which a token could be extrapolated, (B,) bool, as far as a1 tells before a2 is known.
@@ -101,11 +110,14 @@ class Router:
             extrapolated = g_opd_advantage(a2, teacher_logps, ref_logps, self.strengths(a1, a2, consensus))
         if self.gate is None:
             return extrapolated
+        a_cons = extrapolated
+        if self.agree_mode == "reinforce":
+            a_cons = reinforced_advantage(a1, a2, self.verifier_weight)
         a_conf = conflict_advantage(self.disagree_mode, a1 if outcome is None else outcome, a2, extrapolated, self.beta)
         neutral = token_classes(a1, a2) == NEUTRAL
         if self.neutral_mode == "opd":
             a_conf = torch.where(neutral, a2, a_conf)
-        return route(self._extrapolated(a1, a2, consensus), extrapolated, a_conf)
+        return route(self._extrapolated(a1, a2, consensus), a_cons, a_conf)
 
     def vocabulary_weights(self, a1: torch.Tensor, a2: torch.Tensor, consensus: torch.Tensor) -> torch.Tensor:
         """What each token's expectation over the vocabulary, at its strength, is multiplied with, (B, L).

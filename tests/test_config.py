@@ -20,6 +20,8 @@ def test_defaults_are_the_papers(tmp_path):
     ("setting", "value"),
     [
         ("gate", "majority"),
+        ("agree_mode", "add"),
+        ("verifier_weight", 0.0),
         ("disagree_mode", "average"),
         ("neutral_mode", "skip"),
         ("teacher_sft_reduction", "median"),
@@ -65,6 +67,15 @@ def test_router_holds_the_settings(tmp_path):
     router = tiny.make_args(tmp_path, gate="two_level", lambda_high=1.5, lambda_base=1.25).router()
     assert router.cells == (1.5, 1.25, 1.25, 1.5)
     assert tiny.make_args(tmp_path, sign_gated_extrapolation=False).router().gate is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("sign_gated_extrapolation", False), ("gate", "two_level"), ("reverse_kl", "full_vocabulary")],
+)
+def test_reinforcing_needs_consensus_tokens_and_a_sampled_one(tmp_path, setting, value):
+    with pytest.raises(ValueError, match=f"`{setting}` must be .* got {value!r}"):
+        tiny.make_args(tmp_path, agree_mode="reinforce", **{setting: value})
 
 
 def test_every_new_field_has_help():

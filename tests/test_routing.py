@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_advantages import A1, A2, R, T
 
+from sgopd_trl.advantages import sign_flips
 from sgopd_trl.routing import Router
 
 
@@ -33,6 +34,10 @@ EX_BASE = torch.tensor([[0.75, -1.125, 0.0], [0.4375, -1.25, 0.25]])  # A_gopd(1
         (Router(gate="positive"), [[1.3, -1.0, 0.0], [0.5, -1.0, 0.0]]),
         # four cells: ++ 1.8, +- 1.25, -+ 1.0, -- 1.8
         (Router(gate="two_level", cells=(1.8, 1.25, 1.0, 1.8)), [[1.3, -1.125, 0.0], [0.5, -1.8, 0.0]]),
+        # a2 + 2 a1 where the signs agree; no reference is read
+        (Router(agree_mode="reinforce", verifier_weight=2.0), [[1.5, -1.0, 0.0], [0.5, -3.0, 0.0]]),
+        (Router(agree_mode="reinforce", disagree_mode="mask"), [[1.0, 0.0, 0.0], [0.0, -2.0, 0.0]]),
+        (Router(agree_mode="reinforce", gate="positive"), [[1.0, -1.0, 0.0], [0.5, -1.0, 0.0]]),
         (Router(gate="never", beta=0.7), [[0.35, -0.7, 0.0], [0.35, -0.7, 0.0]]),
     ],
 )
@@ -57,6 +62,8 @@ def test_reference_is_used_only_where_a_strength_differs_from_one():
     assert not Router(gate=None).uses_reference
     assert not Router(lambda_high=1.0).uses_reference
     assert not Router(gate="never").uses_reference
+    assert not Router(agree_mode="reinforce").uses_reference
+    assert Router(agree_mode="reinforce", disagree_mode="preserve", lambda_base=1.25).uses_reference
     assert Router(gate="never", disagree_mode="preserve", lambda_base=1.25).uses_reference
     assert Router(gate=None, lambda_base=1.25).uses_reference
     assert Router(gate="two_level", cells=(1.0, 1.0, 1.0, 1.5)).uses_reference
@@ -66,6 +73,24 @@ def test_reference_is_used_only_where_a_strength_differs_from_one():
     # a group whose rewards are all equal has no consensus token, so its reference is never asked
     zero = torch.zeros(2)
     assert (router.strengths(zero, A2, router.consensus(zero, A2)) == 1).all()
+
+
+def test_reinforced_consensus_never_flips_its_sign():
+    generator = torch.Generator().manual_seed(0)
+    a1, a2 = torch.randn(64, generator=generator), 0.1 * torch.randn(64, 16, generator=generator)
+    router = Router(agree_mode="reinforce", verifier_weight=3.0)
+    consensus = router.consensus(a1, a2)
+    routed = router.advantages(a1, a2, consensus, a2)
+    assert consensus.any() and not consensus.all()
+    assert not sign_flips(consensus, a2, routed).any()
+    assert torch.equal(routed[~consensus], a2[~consensus])
+
+
+def test_reinforced_consensus_reads_certificates_where_the_gate_does():
+    certificates = torch.tensor([[1.0, -1.0, 1.0], [1.0, 0.0, -1.0]])
+    router = Router(agree_mode="reinforce", disagree_mode="mask", neutral_mode="opd")
+    routed = router.advantages(certificates, A2, router.consensus(certificates, A2), T, outcome=A1)
+    torch.testing.assert_close(routed, torch.tensor([[1.5, -2.0, 0.0], [1.5, -1.0, 0.0]]))
 
 
 def test_neutral_modes_agree_at_beta_one():
