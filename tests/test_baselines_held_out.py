@@ -73,33 +73,42 @@ def test_the_chat_template_gets_its_arguments(trainer):
         run.evaluate()
 
 
-@pytest.mark.parametrize("kind", ["sft", "gkd"])
-def test_early_stopping_stops_and_the_best_model_is_loaded(kind, trainer, tmp_path):
-    run = trainer(
-        kind,
-        early_stopping_patience=2,
-        metric_for_best_model="avg@2",
-        load_best_model_at_end=True,
-        save_strategy="steps",
-        save_steps=1,
-        max_steps=20,
-    )
-    shares = iter([0.25, 0.5, 0.25, 0.0, 1.0])
+STOPS = {"early_stopping_patience": 2, "metric_for_best_model": "avg@2", "load_best_model_at_end": True}
+STOPS |= {"save_strategy": "steps", "save_steps": 1}
+
+
+def rigged(*shares: float):
+    """A verifier that finds this share correct in each evaluation of 256 problems, 128 at a time."""
+    remaining = iter([share for share in shares for _ in range(2)])
 
     def reward(completions, **columns):
-        if len(columns["solution"]) == 256:  # a batch of the evaluation: 128 problems, two samples each, two batches
-            if reward.batch % 2 == 0:
-                reward.share = next(shares)
-            reward.batch += 1
-        return [float(n < reward.share * len(completions)) for n in range(len(completions))]
+        if len(completions) < 256:  # of the training
+            return [0.0] * len(completions)
+        share = next(remaining)
+        return [float(n < share * len(completions)) for n in range(len(completions))]
 
-    reward.batch, reward.share = 0, 0.0
-    run.held_out_rewards = [reward]
+    return [reward]
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_early_stopping_stops_and_the_best_model_is_loaded(kind, trainer, tmp_path):
+    run = trainer(kind, max_steps=20, **STOPS)
+    run.held_out_rewards = rigged(0.25, 0.5, 0.25, 0.0, 1.0)
     run.train()
     assert logged(run, "eval_avg@2") == [0.25, 0.5, 0.25, 0.0]  # 20 steps would have had 20
     assert run.state.best_model_checkpoint.endswith("checkpoint-2")
     weights = load_file(tmp_path / "out" / "checkpoint-2" / "model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in run.model.state_dict().items())
+
+
+def test_a_resumed_run_goes_on_counting(trainer, tmp_path):
+    first = trainer("sft", max_steps=3, **STOPS)
+    first.held_out_rewards = rigged(0.25, 0.5, 0.25)
+    first.train()
+    run = trainer("sft", max_steps=20, **STOPS)
+    run.held_out_rewards = rigged(0.0, 1.0)
+    run.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert run.state.global_step == 4 and logged(run, "eval_avg@2") == [0.25, 0.5, 0.25, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -115,13 +124,6 @@ def test_early_stopping_stops_and_the_best_model_is_loaded(kind, trainer, tmp_pa
     ],
 )
 def test_what_is_missing_for_it_is_said_early(settings, message, trainer):
-    complete = {
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "avg@2",
-        "save_strategy": "steps",
-        "save_steps": 1,
-    }
-    if settings.get("eval_strategy") == "no":
-        complete = {}
+    complete = {"early_stopping_patience": 2} if settings.get("eval_strategy") == "no" else STOPS
     with pytest.raises(ValueError, match=message):
-        trainer("sft", **{"early_stopping_patience": 2} | complete | settings)
+        trainer("sft", **complete | settings)

@@ -1,9 +1,6 @@
-"""`stages:` of a recipe: several commands one after another, each with settings of its own, as one run."""
+"""`stages:` of a recipe: what each stage is given, checked before the first one begins."""
 
 import copy
-import gc
-import importlib
-import json
 import os
 import re
 import tempfile
@@ -16,11 +13,10 @@ from typing import Any
 import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..atomic_file import write_whole
 from ..rollout_bank import identity_hash
 from .arguments import Parser, nearest, trainer_name
 from .errors import UsageError
-from .launch import launch_flags, split_launch_args, under_launcher
+from .launch import launch_flags
 
 
 HELP = """A recipe may have stages, which run one after another:
@@ -77,55 +73,6 @@ def is_staged(recipe: Mapping[str, Any]) -> bool:
     return "stages" in recipe
 
 
-def run_stages(recipe: dict[str, Any], source: str, argv: Sequence[str], command: str | None = None) -> int:
-    """Runs a staged recipe, once every stage has been checked. Returns the exit code.
-
-    Args:
-        recipe, source: from `read_recipe`. argv: of the command line, `--config` included.
-        command: run the stages with this command only.
-
-    Raises:
-        UsageError: for a stage that cannot be understood, and under a launcher. ValueError: for a value out of range.
-    """
-    launch, rest = split_launch_args(list(argv), launch_flags())
-    if under_launcher(os.environ):
-        raise UsageError(
-            f"{source} has stages, which are launched one by one: start it without a launcher, as `sgopd train --config "
-            "RECIPE --accelerate_config NAME`."
-        )
-    position = rest.index("--config")
-    stages, resumes = read_stages(recipe, source, rest[:position] + rest[position + 2 :])
-    if command is not None:
-        stages = [stage for stage in stages if stage.command == command]
-        if not stages:
-            raise UsageError(f"{source} has no stage with `command: {command}`.")
-    for stage in stages:
-        check_stage(stage, source, launch)
-    folder = Path(_output_dir(recipe, rest)) / "_stages"  # with an underscore it is not pushed to the Hub
-    folder.mkdir(parents=True, exist_ok=True)
-    resumes = resumes and command is None
-    for number, stage in enumerate(stages, 1):
-        done, started = folder / f"{stage.name}.done", folder / f"{stage.name}.started"
-        if resumes and done.exists():
-            _check_unchanged(stage, json.loads(done.read_text(encoding="utf-8")))
-            print(f"Stage {number} of {len(stages)}, {stage.name}: finished before.", flush=True)
-            continue
-        for later in stages[number - 1 :]:
-            (folder / f"{later.name}.done").unlink(missing_ok=True)
-            if not resumes or later is not stage:
-                (folder / f"{later.name}.started").unlink(missing_ok=True)
-        checkpoint = _checkpoint_since(started, Path(stage.recipe["output_dir"])) if stage.command == "train" else None
-        if not started.exists():
-            started.touch()
-        resume = [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
-        print(f"Stage {number} of {len(stages)}, {stage.name}: sgopd {stage.command}", flush=True)
-        code = _run(stage, [*stage.argv(stage.write(folder), launch), *resume])
-        if code != 0:
-            return code
-        write_whole(done, json.dumps({"recipe": stage.recipe, "arguments": stage.arguments}, default=str) + "\n")
-    return 0
-
-
 def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -> tuple[list[Stage], bool]:
     """The stages of a recipe, and whether finished ones are to be skipped.
 
@@ -140,9 +87,9 @@ def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise UsageError(f"{source}: two stages have one name, got {names}.")
-    groups = _groups(args)
+    groups = flag_groups(args)
     of_run = set(_RUN) if any("teacher_bank" in stage.stated for stage in stages) else {*_RUN, "teacher_bank"}
-    top |= {name: _value(group) for name, group in groups if name in of_run}  # the last one, as argparse has it
+    top |= {name: flag_value(group) for name, group in groups if name in of_run}  # the last one, as argparse has it
     groups = [(name, group) for name, group in groups if name not in of_run]
     resumes = str(top.pop("resume_from_checkpoint", False)).lower()
     if resumes not in ("true", "false", "none"):
@@ -203,7 +150,7 @@ def check_stage(stage: Stage, source: str, launch: Sequence[str] = ()) -> None:
     from .teacher_rollouts import make_parser
     from .train import needs_launch, parse, read_command_line
 
-    with tempfile.TemporaryDirectory() as folder, _environment_kept():
+    with tempfile.TemporaryDirectory() as folder, environment_kept():
         try:
             argv = stage.argv(stage.write(Path(folder)), launch)
             if stage.command == "teacher-rollouts":
@@ -242,7 +189,7 @@ def _stage(entry: dict[str, Any], number: int, source: str, top: dict[str, Any])
     return Stage(name, command, trainer, stated)
 
 
-def _groups(args: Sequence[str]) -> list[tuple[str, list[str]]]:
+def flag_groups(args: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Flags with their values, each under the name of its key."""
     groups: list[tuple[str, list[str]]] = []
     for token in args:
@@ -255,7 +202,7 @@ def _groups(args: Sequence[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def _value(group: list[str]) -> str:
+def flag_value(group: list[str]) -> str:
     values = group[0].split("=", 1)[1:] + group[1:]
     if len(values) != 1:
         raise UsageError(f"Expected one value after {group[0].split('=', 1)[0]}, got {values}.")
@@ -290,60 +237,8 @@ def _override(stages: Sequence[Stage], name: str, group: list[str]) -> None:
         stage.arguments += group
 
 
-def _output_dir(recipe: dict[str, Any], args: Sequence[str]) -> str:
-    given = [_value(group) for name, group in _groups(args) if name == "output_dir"]
-    return given[-1] if given else str(recipe.get("output_dir", "trainer_output"))
-
-
-def _check_unchanged(stage: Stage, finished: dict[str, Any]) -> None:
-    """A stage that is skipped must be the one that was finished.
-
-    Raises:
-        UsageError: with what has changed.
-    """
-    now = json.loads(json.dumps({"recipe": stage.recipe, "arguments": stage.arguments}, default=str))
-    then, recipe = finished["recipe"], now["recipe"]
-    changed = [
-        f"`{key}` was {then.get(key)!r} and is {recipe.get(key)!r}"
-        for key in sorted(then.keys() | recipe.keys())
-        if then.get(key) != recipe.get(key)
-    ]
-    if finished["arguments"] != now["arguments"]:
-        changed.append(f"the command line was {finished['arguments']} and is {now['arguments']}")
-    if changed:
-        raise UsageError(
-            f"Stage {stage.name!r} was finished with other settings: {'; '.join(changed)}. Set them back, or start "
-            "without `resume_from_checkpoint`."
-        )
-
-
-def _checkpoint_since(started: Path, output_dir: Path) -> str | None:
-    """The last checkpoint that the stage itself has saved: the folder may hold an earlier run's."""
-    if not started.exists():
-        return None
-    begun = started.stat().st_mtime
-    found = [
-        path.parent
-        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/trainer_state.json")
-        if path.stat().st_mtime >= begun
-    ]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
-
-
-def _run(stage: Stage, argv: list[str]) -> int:
-    module = importlib.import_module(f".{stage.command.replace('-', '_')}", __package__)
-    with _environment_kept():
-        code = module.main(argv)
-    gc.collect()  # the stage's models
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return code
-
-
 @contextmanager
-def _environment_kept() -> Iterator[None]:
+def environment_kept() -> Iterator[None]:
     """transformers notes the precision of a run in the environment, where it would pass for a launcher's."""
     before = dict(os.environ)
     try:

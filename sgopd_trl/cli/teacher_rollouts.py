@@ -9,7 +9,8 @@ from ..teachers import TeacherError
 from .errors import UsageError, reported
 from .launch import end_together
 from .recipe import read_recipe, split_config_flag
-from .stages import is_staged, run_stages
+from .staged_run import StagedRun
+from .stages import is_staged
 from .train import build_trainer, parse_or_launch
 
 
@@ -25,8 +26,9 @@ def main(argv: list[str]) -> int:
     with reported(f"sgopd {COMMAND}"):
         argv = split_config_flag(argv)
         recipe, source = read_recipe(argv)
-        if is_staged(recipe):
-            return run_stages(recipe, source, argv, COMMAND)
+        staged = StagedRun(recipe, source, argv, COMMAND) if is_staged(recipe) else None
+    if staged is not None:
+        return staged.run()
     options, training = parser.parse_known_args(argv)
     own = ["--prompts", options.prompts, "--batch_size", str(options.batch_size)]
     with reported(f"sgopd {COMMAND}"):

@@ -37,7 +37,8 @@ from .launch import (
     under_launcher,
 )
 from .recipe import read_recipe, split_config_flag
-from .stages import HELP, is_staged, run_stages
+from .staged_run import StagedRun
+from .stages import HELP, is_staged
 
 
 REWARD_FUNCS = {
@@ -59,8 +60,10 @@ def main(argv: list[str]) -> int:
             print("\nAlso: --config recipe.yaml, --accelerate_config NAME|PATH, and `accelerate launch`'s own flags.")
             print(f"\n{HELP}")
             return 0
-        if is_staged(recipe):
-            return run_stages(recipe, source, argv)
+        staged = StagedRun(recipe, source, argv) if is_staged(recipe) else None
+    if staged is not None:
+        return staged.run()
+    with reported("sgopd train"):
         parsed = parse_or_launch(argv, ["train"])
         if isinstance(parsed, int):
             return parsed
