@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace, console: "Console") -> int:
     with reported("sgopd eval"):
         from ..atomic_file import write_whole
-        from ..evaluation.compare import Run, check_comparable, compare, comparison_table
+        from ..evaluation.compare import Run, check_comparable, compare, comparison_tables
 
         runs = [Run.read(folder) for folder in args.compare]
         warnings = check_comparable(*runs)
@@ -158,7 +158,8 @@ def _compare(args: argparse.Namespace, console: "Console") -> int:
         console.print(f"{letter}: {run.folder} ({run.summary['model']})", markup=False, highlight=False, soft_wrap=True)
     for warning in warnings:
         console.print(f"Not only the models differ: {warning}.", style="bold red", markup=False, soft_wrap=True)
-    console.print(comparison_table(comparison))
+    for found in comparison_tables(comparison):
+        console.print(found)
     if args.output_dir is not None:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         write_whole(

@@ -139,23 +139,29 @@ def _moved(ours: np.ndarray, theirs: np.ndarray) -> dict[str, int]:
     return {name: int(count) for name, count in counts.items()}
 
 
-def comparison_table(comparison: Mapping[str, Any]) -> "Table":
-    """The comparison for people, in percentage points."""
+def comparison_tables(comparison: Mapping[str, Any]) -> "list[Table]":
+    """The comparison for people: in percentage points, and how many problems moved."""
     from rich.table import Table
 
     names = [f"avg@{comparison['k']}", f"pass@{comparison['k']}"]
-    counts = {"up": "up", "down": "down", "equal": "equal", "solved_by_a_only": "A only", "solved_by_b_only": "B only"}
-    found = Table(
-        title=f"B minus A, percentage points, with {comparison['confidence']:.0%} intervals over problems",
-        caption="up, down, equal: problems by their share of correct samples. A only, B only: solved by one of them.",
-    )
-    found.add_column("benchmark", overflow="fold")
-    for name in (*names, "problems", *counts.values()):
-        found.add_column(name, justify="right")
+    counts = {
+        "problems": "problems",
+        "up": "up",
+        "down": "down",
+        "equal": "equal",
+        "solved_by_a_only": "solved by A only",
+        "solved_by_b_only": "by B only",
+    }
+    figures = Table(title=f"B minus A, percentage points, with {comparison['confidence']:.0%} intervals over problems")
+    moved = Table(title="Problems, by their share of correct samples")
+    for found, columns in ((figures, names), (moved, counts.values())):
+        found.add_column("benchmark", overflow="fold")
+        for name in columns:
+            found.add_column(name, justify="right")
     for name, entry in comparison["datasets"].items():
-        cells = [percent(entry[n], signed=True) for n in names]
-        found.add_row(name, *cells, str(entry["problems"]), *(str(entry[count]) for count in counts))
+        figures.add_row(name, *(percent(entry[n], signed=True) for n in names))
+        moved.add_row(name, *(str(entry[count]) for count in counts))
     if len(comparison["datasets"]) > 1:
-        found.add_section()
-        found.add_row("average", *(percent(comparison["average"][n], signed=True) for n in names))
-    return found
+        figures.add_section()
+        figures.add_row("average", *(percent(comparison["average"][n], signed=True) for n in names))
+    return [figures, moved]

@@ -154,7 +154,7 @@ class Evaluation:
         return [(problem, sample) for problem in range(len(self.rows[name])) for sample in range(self.settings.n)]
 
     def _request(self, name: str, problem: int, sample: int) -> Request:
-        seed = rollout_seed("evaluation", self.settings.seed, problem, sample)
+        seed = rollout_seed("evaluation", self.settings.seed, name, problem, sample)
         return Request(name, problem, sample, self.prompt_ids[name][problem], seed)
 
     def _line(self, request: Request, sample: Sample) -> Line:

@@ -20,7 +20,8 @@ class EvaluationSettings:
         engine: one of `ENGINES`. dtype: of the weights; `None` is the engine's choice.
         k: of avg@k and pass@k. n: samples a problem, at least k; `None`: k.
         temperature: 0 is greedy, for n = 1 only. top_p: nucleus, in (0, 1]. max_new_tokens: tokens.
-        seed: of the samples; each has its own, made from this one, the problem's place and the sample's number.
+        seed: of the samples; each has its own, made from this one, the benchmark's name, the problem's
+            place and the sample's number.
         system_prompt: before every prompt. chat_template_kwargs: for the chat template.
         verifier, verifier_settings: what judges the samples (docs/verifiers.md).
         confidence, bootstrap_samples, bootstrap_seed: of the intervals.

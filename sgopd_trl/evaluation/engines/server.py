@@ -1,6 +1,7 @@
 """The model behind one or more vLLM servers."""
 
 import asyncio
+import logging
 import os
 import queue
 from collections.abc import Callable, Generator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ...teachers import server_pool
 from ...teachers.completions import choices, generation_request, rollout_ids
 from ...teachers.protocol import SamplingSettings, TeacherError
 from ...teachers.server import ServerTeacher
@@ -28,6 +30,9 @@ _WORDS = {
     "its tokenizer is not the student's": "its tokenizer is not that of --model",
     "Serve a teacher of the student's family": "Serve that model, or correct --model",
 }
+
+
+_client_log = logging.getLogger(server_pool.__name__)
 
 
 class ServerEngine:
@@ -77,12 +82,13 @@ class ServerEngine:
                 tokenizer, longest_prompt=longest_prompt, max_completion_length=1, max_rollout_length=max_new_tokens
             )
         except ValueError as error:
-            raise ValueError(_in_our_words(error)) from error
+            raise ValueError(_in_our_words(str(error))) from error
 
     def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> Generator[Finished, None, None]:
         finished: queue.SimpleQueue[tuple[Request, Sample] | None] = queue.SimpleQueue()
         asked = self._server.ask(requests, settings, lambda place, sample: finished.put((requests[place], sample)))
         asked.add_done_callback(lambda _: finished.put(None))
+        _client_log.addFilter(_reword)
         try:
             while True:
                 ready = [finished.get()]
@@ -94,8 +100,9 @@ class ServerEngine:
                     asked.result()
                     return
         except TeacherError as error:
-            raise EngineError(_in_our_words(error)) from error
+            raise EngineError(_in_our_words(str(error))) from error
         finally:
+            _client_log.removeFilter(_reword)
             asked.cancel()  # the servers are not left to work for nobody
 
     def close(self) -> None:
@@ -120,8 +127,12 @@ class _Server(ServerTeacher):
         return asyncio.run_coroutine_threadsafe(answers, self._loop)
 
 
-def _in_our_words(error: Exception) -> str:
-    text = str(error)
+def _in_our_words(text: str) -> str:
     for theirs, ours in _WORDS.items():
         text = text.replace(theirs, ours)
     return text
+
+
+def _reword(record: logging.LogRecord) -> bool:
+    record.msg = _in_our_words(str(record.msg))
+    return True
