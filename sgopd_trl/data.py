@@ -12,7 +12,7 @@ import yaml
 from datasets import Dataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-from .miniature import make_dataset
+from .miniature import TASKS, make_dataset
 from .rewards import boxed_answer
 
 
@@ -53,7 +53,7 @@ class DataFormat:
 
 
 def load_split(name: str, split: str = "train", config: str | None = None, revision: str | None = None) -> Dataset:
-    """Load one split by its name: `miniature`, a file or a pattern of files, a folder, or a Hub id.
+    """Load one split by its name: `miniature` or `miniature-hard`, a file or a pattern of files, a folder, or a Hub id.
 
     Args:
         name: what to load. A file holds one split, whatever it is called. config, revision: for the Hub.
@@ -62,8 +62,8 @@ def load_split(name: str, split: str = "train", config: str | None = None, revis
         FileNotFoundError: for a file or folder that does not exist. ValueError: for a file that cannot be read.
         OSError: for a dataset that the Hub does not have, or that it cannot be asked for.
     """
-    if name == "miniature":
-        return make_dataset(split, MINIATURE_SIZES.get(split, 1))
+    if name in TASKS:
+        return make_dataset(split, MINIATURE_SIZES.get(split, 1), task=name)
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():

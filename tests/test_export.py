@@ -9,11 +9,12 @@ from sgopd_trl.miniature import resolve
 from sgopd_trl.miniature.export import export
 
 
-def test_an_exported_checkpoint_is_the_same_function(tmp_path):
-    assert main(["miniature", "export", "clean", "--output_dir", str(tmp_path)]) == 0
+@pytest.mark.parametrize("name", ["clean", "hard-student"])
+def test_an_exported_checkpoint_is_the_same_function(tmp_path, name):
+    assert main(["miniature", "export", name, "--output_dir", str(tmp_path)]) == 0
     original, exported = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        for folder in (resolve("miniature:clean"), tmp_path)
+        for folder in (resolve(f"miniature:{name}"), tmp_path)
     )
     assert exported.config.head_dim == 32
     ids = torch.randint(2, 24, (8, 40), generator=torch.Generator().manual_seed(0))
@@ -23,7 +24,7 @@ def test_an_exported_checkpoint_is_the_same_function(tmp_path):
     assert exported.generation_config.eos_token_id == original.generation_config.eos_token_id
     assert (
         AutoTokenizer.from_pretrained(tmp_path).get_vocab()
-        == AutoTokenizer.from_pretrained(resolve("miniature:clean")).get_vocab()
+        == AutoTokenizer.from_pretrained(resolve(f"miniature:{name}")).get_vocab()
     )
 
 

@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,11 +12,15 @@ import torch
 from sgopd_trl import miniature
 from sgopd_trl.evaluation import evaluate
 from sgopd_trl.miniature import CHECKPOINTS, build, checkpoint_path, make_dataset, make_tokenizer, resolve
+from sgopd_trl.miniature.lines import line_certificate
 from sgopd_trl.miniature.task import (
     PROMPT_TOKENS,
     SOLUTION_TOKENS,
+    TASKS,
     Flaws,
+    Task,
     answer,
+    read_prompt,
     sample_prompt,
     split_of,
     worked_solution,
@@ -23,6 +28,7 @@ from sgopd_trl.miniature.task import (
 from sgopd_trl.rewards import boxed_answer, exact_answer_reward
 
 
+HARD = TASKS["miniature-hard"]
 PROMPT = "51;+5;-6;+3;-7;-9;+6;-4="
 SOLUTION = r"1_56_50_53_56^47^33^49^3\boxed{39}"
 
@@ -95,7 +101,35 @@ def test_splits_do_not_overlap() -> None:
     assert len(train) == len(test) == 600
 
 
+def test_hard_prompts_have_one_length_and_solutions_many() -> None:
+    """Commas keep an operation and its line at the same distance, whatever the number of operations."""
+    tokenizer, lengths = make_tokenizer(), set()
+    rows = list(make_dataset("train", 300, task="miniature-hard"))
+    for row in rows:
+        prompt = row["prompt"][0]["content"]
+        start, operations = read_prompt(prompt)
+        solution = worked_solution(prompt)
+        assert len(tokenizer(prompt)["input_ids"]) == HARD.prompt_tokens == 63
+        assert prompt.index(operations[0]) == 3 and prompt.endswith("=") and split_of(prompt) == "train"
+        assert row["solution"] == answer(prompt) == boxed_answer(solution)
+        assert int(row["solution"]) == (int(start) + sum(map(int, operations))) % 100
+        assert row["topic"] == ("nines" if any(operation[1] == "9" for operation in operations) else "others")
+        lengths.add((len(operations), len(tokenizer(solution + "<eos>")["input_ids"])))
+    assert lengths == {(count, 3 * count + 8) for count in range(HARD.least, HARD.most + 1)}
+    assert max(length for _, length in lengths) == HARD.solution_tokens == 68
+    assert list(make_dataset("train", 300, task="miniature-hard")) == rows
+
+
+def test_a_filled_prompt_is_solved_and_certified_as_the_same_prompt_without_commas() -> None:
+    filled = PROMPT.replace("=", "," * 39 + "=")
+    assert worked_solution(filled) == SOLUTION and answer(filled) == "39"
+    for solution in (SOLUTION, SOLUTION.replace("0_5", "2_5"), SOLUTION[:20]):
+        assert line_certificate(filled, solution) == line_certificate(PROMPT, solution)
+
+
 def test_dataset_refuses_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="unknown task 'hard': use one of miniature, miniature-hard"):
+        make_dataset("train", 1, task="hard")
     with pytest.raises(ValueError, match="unknown split 'dev': use one of train, test"):
         make_dataset("dev", 1)
     with pytest.raises(ValueError, match="at least 1, got 0"):
@@ -143,7 +177,7 @@ def test_checkpoint_is_a_complete_model_directory(name: str) -> None:
     path = checkpoint_path(name)
     assert (path / "model.safetensors").stat().st_size < 1_000_000
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    assert sum(p.numel() for p in model.parameters()) == 134_528
+    assert sum(p.numel() for p in model.parameters()) == (21_304 if name == "hard-student" else 134_528)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.config.rope_parameters["rope_theta"] == 1000
     assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (1, 0)
@@ -155,17 +189,26 @@ def test_checkpoint_is_a_complete_model_directory(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("clean", 0.80, 1.0), ("nine", 0.70, 0.90), ("guess", 0.04, 0.20), ("noisy", 0.04, 0.22)]
+    ("name", "low", "high"),
+    [
+        ("clean", 0.80, 1.0),
+        ("nine", 0.70, 0.90),
+        ("guess", 0.04, 0.20),
+        ("noisy", 0.04, 0.22),
+        ("hard-teacher", 0.70, 0.90),
+        ("hard-student", 0.04, 0.22),
+    ],
 )
 def test_checkpoint_accuracy(name: str, low: float, high: float) -> None:
     from transformers import AutoModelForCausalLM
 
+    task = build.PLANS[name].task
     result = evaluate(
         AutoModelForCausalLM.from_pretrained(checkpoint_path(name)),
         make_tokenizer(),
-        make_dataset("test", 32),
+        make_dataset("test", 32, task=task),
         exact_answer_reward,
-        max_new_tokens=SOLUTION_TOKENS,
+        max_new_tokens=TASKS[task].solution_tokens,
     )
     assert low < result["avg@8"] < high, result
 
@@ -175,7 +218,9 @@ def test_resolve() -> None:
     assert resolve("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
     assert resolve("./guess") == "./guess"
     for call in (lambda: resolve("miniature:gues"), lambda: checkpoint_path("gues")):
-        with pytest.raises(ValueError, match="'gues': use one of clean, nine, guess, noisy"):
+        with pytest.raises(
+            ValueError, match="'gues': use one of clean, nine, guess, noisy, hard-teacher, hard-student"
+        ):
             call()
 
 
@@ -196,8 +241,9 @@ def test_import_is_light() -> None:
 
 @pytest.fixture
 def short_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "FROM_SCRATCH", build.Schedule(rate=1.0, hold_until=3.0, decay_steps=2))
-    monkeypatch.setattr(build, "FINE_TUNE", build.Schedule(rate=1.0, hold_until=None, decay_steps=2))
+    for name, plan in build.PLANS.items():
+        held = None if plan.schedule.hold_until is None else 3.0
+        monkeypatch.setitem(build.PLANS, name, replace(plan, schedule=build.Schedule(1.0, held, decay_steps=2)))
 
 
 @pytest.mark.usefixtures("short_build")
@@ -209,6 +255,8 @@ def test_build_gives_the_same_bytes_again(tmp_path: Path) -> None:
     torch.rand(1)
     build.build(tmp_path / "b", names=["guess"], evaluate=False)
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["guess"]
+    sizes = {name: (tmp_path / "a" / name / "model.safetensors").stat().st_size for name in CHECKPOINTS}
+    assert 4 * sizes["hard-student"] < sizes["hard-teacher"] == sizes["clean"]
     for file in (tmp_path / "b" / "guess").iterdir():
         assert file.read_bytes() == (tmp_path / "a" / "guess" / file.name).read_bytes(), file.name
     weights = {name: (tmp_path / "a" / name / "model.safetensors").read_bytes() for name in CHECKPOINTS}
@@ -231,16 +279,17 @@ def test_build_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         build.build(tmp_path, names=["clean"], evaluate=False)
 
 
-def test_the_loss_covers_the_solution_only() -> None:
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_loss_covers_the_solution_only(task: Task) -> None:
     tokenizer = make_tokenizer()
-    ids, labels = build._batch(tokenizer, Flaws(guess=0.3), random.Random(0))
+    ids, labels = build._batch(tokenizer, task, Flaws(guess=0.3), random.Random(0))
     for row, target in zip(ids, labels, strict=True):
         written = target != -100
-        assert not written[:PROMPT_TOKENS].any()
-        text, kept = tokenizer.decode(row[:PROMPT_TOKENS]), tokenizer.decode(row[written])
+        assert not written[: task.prompt_tokens].any()
+        text, kept = tokenizer.decode(row[: task.prompt_tokens]), tokenizer.decode(row[written])
         assert split_of(text) == "train"
         assert kept.startswith(f"{text[1]}_{text[0]}") and kept.endswith("}<eos>")
-        assert (row[~written][PROMPT_TOKENS:] == tokenizer.pad_token_id).all()
+        assert (row[~written][task.prompt_tokens :] == tokenizer.pad_token_id).all()
 
 
 def test_write_data(tmp_path: Path) -> None:

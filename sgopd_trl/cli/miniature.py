@@ -12,7 +12,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     actions = group.add_subparsers(metavar="ACTION", required=True)
     parser = actions.add_parser(
         "build",
-        help="train the miniature checkpoints from nothing: about a minute of CPU",
+        help="train the miniature checkpoints from nothing: about three minutes of CPU",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -21,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--names", nargs="+", choices=CHECKPOINTS, default=list(CHECKPOINTS), help="which checkpoints to build"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
-    parser.add_argument("--data", action="store_true", help="also write train.jsonl and test.jsonl")
+    parser.add_argument("--data", action="store_true", help="also write train.jsonl and test.jsonl of `miniature`")
     parser.set_defaults(run=run)
     parser = actions.add_parser(
         "export",

@@ -1,15 +1,15 @@
-"""A miniature task with its own tokenizer and four small models, for runs on a CPU without a download.
+"""Two miniature tasks with a tokenizer and six small models, for runs on a CPU without a download.
 
 Nothing here imports torch, transformers or datasets before it is needed.
 """
 
 from pathlib import Path
 
-from .task import CHECKPOINTS, make_dataset
+from .task import CHECKPOINTS, TASKS, make_dataset
 from .tokenizer import make_tokenizer
 
 
-__all__ = ["CHECKPOINTS", "checkpoint_path", "make_dataset", "make_tokenizer", "resolve"]
+__all__ = ["CHECKPOINTS", "TASKS", "checkpoint_path", "make_dataset", "make_tokenizer", "resolve"]
 
 _PREFIX = "miniature:"
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..certificates import Step
 from ..rewards import exact_answer_reward
+from .task import read_prompt
 
 
 _LINE = re.compile(r"(\d)([_^~])(\d)")
@@ -20,7 +21,7 @@ def line_certificate(prompt: str, completion: str) -> list[Step]:
     Args:
         prompt: as 51;+5;-6;+3;-7;-9;+6;-4=. completion: its solution, as text.
     """
-    start, *operations = prompt.removesuffix("=").split(";")
+    start, operations = read_prompt(prompt)
     tens, units = map(int, start)
     steps: list[Step] = []
     position = 0

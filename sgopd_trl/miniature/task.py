@@ -1,12 +1,16 @@
-r"""The miniature task: a start number and seven signed digits, summed one at a time modulo 100.
+r"""The miniature tasks: a start number and signed digits, summed one at a time modulo 100.
 
-A prompt is 24 tokens, its worked solution 28 tokens and `<eos>`:
+In `miniature` there are seven digits. A prompt is 24 tokens, its worked solution 28 tokens and `<eos>`:
 
     51;+5;-6;+3;-7;-9;+6;-4=        1_5 6_5 0_5 3_5 6^4 7^3 3^4 9^3 \boxed{39}     (without the spaces)
 
 A solution has one line of three tokens for the start number and one per operation: units digit, flag, tens digit. The
 flag is `^` where the operation carried or borrowed and `_` where it did not. Operations and lines are both three
 tokens wide, so the operand of a line is always the same distance away.
+
+In `miniature-hard` there are 6 to 12. Commas fill a prompt up to 39 tokens, which keeps that distance:
+
+    51;+5;-6;+3;-7;-9;+6,,,,,,,,,,,,,,,,,,=
 """
 
 from __future__ import annotations
@@ -20,15 +24,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NUM_OPERATIONS = 7
-PROMPT_TOKENS = 3 + 3 * NUM_OPERATIONS
-SOLUTION_TOKENS = 3 * (NUM_OPERATIONS + 1) + 5  # the lines, then \boxed{ two digits } <eos>
 SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
+class Task:
+    """How many operations a prompt has: a number from `least` to `most`, all equally likely."""
+
+    least: int
+    most: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        return 3 + 3 * self.most
+
+    @property
+    def solution_tokens(self) -> int:
+        """Tokens of the longest worked solution: the lines, then \\boxed{ two digits } <eos>."""
+        return 3 * (self.most + 1) + 5
+
+
+TASKS = {"miniature": Task(7, 7), "miniature-hard": Task(4, 20)}
+PROMPT_TOKENS = TASKS["miniature"].prompt_tokens
+SOLUTION_TOKENS = TASKS["miniature"].solution_tokens
+
+
+@dataclass(frozen=True)
 class Flaws:
-    """How the solutions that a checkpoint is fine-tuned on go wrong; each field is a probability.
+    """How the solutions that a checkpoint is trained on go wrong; each field is a probability.
 
     Attributes:
         guess: per operation: `?` in place of the line, then a random number in the box.
@@ -50,6 +73,8 @@ FLAWS = {
     "nine": Flaws(nine=0.3),
     "guess": Flaws(guess=0.155, hide=0.4, noise=0.015, drop=0.025),
     "noisy": Flaws(guess=0.135, hide=0.4, noise=0.012, nine=0.03),
+    "hard-teacher": Flaws(nine=0.17),
+    "hard-student": Flaws(guess=0.05, hide=0.4, noise=0.015, drop=0.1, nine=0.5),
 }
 CHECKPOINTS = tuple(FLAWS)
 
@@ -59,8 +84,8 @@ def split_of(prompt: str) -> str:
     return "test" if hashlib.sha256(prompt.encode()).digest()[0] % 10 == 0 else "train"
 
 
-def sample_prompt(rng: random.Random, split: str) -> str:
-    """Draw a prompt of the given split, uniformly.
+def sample_prompt(rng: random.Random, split: str, task: Task = TASKS["miniature"]) -> str:
+    """Draw a prompt of the given split, uniformly among those of its length.
 
     Raises:
         ValueError: `split` is not one of `SPLITS`.
@@ -68,10 +93,17 @@ def sample_prompt(rng: random.Random, split: str) -> str:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
     while True:
-        operations = [rng.choice("+-") + rng.choice("123456789") for _ in range(NUM_OPERATIONS)]
-        prompt = f"{rng.randrange(100):02d};" + ";".join(operations) + "="
+        count = task.least if task.least == task.most else rng.randint(task.least, task.most)
+        operations = [rng.choice("+-") + rng.choice("123456789") for _ in range(count)]
+        prompt = f"{rng.randrange(100):02d};" + ";".join(operations) + ",,," * (task.most - count) + "="
         if split_of(prompt) == split:
             return prompt
+
+
+def read_prompt(prompt: str) -> tuple[str, list[str]]:
+    """The two digits of the start number, and the operations, each a sign and a digit."""
+    start, *operations = prompt.rstrip(",=").split(";")
+    return start, operations
 
 
 def worked_solution(prompt: str, flaws: Flaws = Flaws(), rng: random.Random | None = None) -> str:
@@ -83,7 +115,7 @@ def worked_solution(prompt: str, flaws: Flaws = Flaws(), rng: random.Random | No
         rng: source of the mistakes; may be left out where there are none.
     """
     rng = rng or random.Random(0)
-    start, *operations = prompt.removesuffix("=").split(";")
+    start, operations = read_prompt(prompt)
     tens, units = map(int, start)
     text = f"{units}_{tens}"
     for operation in operations:
@@ -108,38 +140,41 @@ def _miswrite(digit: int, probability: float, rng: random.Random) -> int:
 
 def answer(prompt: str) -> str:
     """Return the gold answer of a prompt: two digits."""
-    start, *operations = prompt.removesuffix("=").split(";")
+    start, operations = read_prompt(prompt)
     return f"{sum(map(int, [start, *operations])) % 100:02d}"
 
 
-def make_dataset(split: str, size: int, seed: int = 0) -> Dataset:
-    """Build a conversational data set of the task; the same arguments give the same rows.
+def make_dataset(split: str, size: int, seed: int = 0, task: str = "miniature") -> Dataset:
+    """Build a conversational data set of a task; the same arguments give the same rows.
 
     Args:
         split: "train" or "test"; no prompt occurs in both, whatever the seeds.
         size: number of rows, all different.
+        task: one of `TASKS`.
 
     Returns:
         A data set with columns `prompt` (one user message), `solution` (two digits) and `topic`: "nines" where an
         operand is 9, the miniature's difficult case, otherwise "others".
 
     Raises:
-        ValueError: `split` is unknown or `size` is not positive.
+        ValueError: `split` or `task` is unknown or `size` is not positive.
     """
     from datasets import Dataset
 
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: use one of {', '.join(TASKS)}")
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     rng = random.Random(f"{split}-{seed}")
     prompts: dict[str, None] = {}
     while len(prompts) < size:
-        prompts[sample_prompt(rng, split)] = None
+        prompts[sample_prompt(rng, split, TASKS[task])] = None
     return Dataset.from_list(
         [
             {
                 "prompt": [{"role": "user", "content": prompt}],
                 "solution": answer(prompt),
-                "topic": "nines" if any(operation[1] == "9" for operation in prompt[:-1].split(";")[1:]) else "others",
+                "topic": "nines" if any(operation[1] == "9" for operation in read_prompt(prompt)[1]) else "others",
             }
             for prompt in prompts
         ]
