@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 
 Log = Sequence[Mapping[str, Any]]
@@ -193,6 +194,8 @@ def _plot_panels(logs: Mapping[str, Sequence[Log]], panels: Sequence[tuple[str, 
             axes.set_ylim(-0.02, 1.02)
         elif name == "reverse_kl" and means.min() > 0:  # it falls by orders of magnitude, and k1 may be below 0
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # 3, and not 3 * 10^0
         elif name == "reverse_kl":
             axes.set_yscale("symlog", linthresh=0.01)
             axes.yaxis.set_major_formatter("{x:g}")

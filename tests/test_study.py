@@ -96,7 +96,7 @@ def test_a_study_from_its_file_to_its_table(tmp_path):
     before = (run_folder / "run.json").stat().st_mtime_ns
     code, output = run("study", study, "--seeds", "1")
     assert code == 1 and "FAILED: Broken, seed 1" in output and "Broken, seed 0" not in output, output
-    assert output.count("started") == 1
+    assert output.count(": started") == 1
     assert (run_folder / "run.json").stat().st_mtime_ns == before
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -167,8 +168,11 @@ def test_a_task_that_another_study_gave_up_is_done_here(tmp_path):
     assert (task.folder / "times").read_text() == "x"
 
 
-def test_slots():
-    assert make_slots([], 1, 3) == [CPU] * 3
+def test_slots(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert make_slots([], 1, 3) == [CPU | {"OMP_NUM_THREADS": "1"}] * 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert make_slots([], 1, 1) == [CPU | {"OMP_NUM_THREADS": "2"}]
     assert len(make_slots([], 1, None)) == len(os.sched_getaffinity(0))
     gpus = ["4", "5", "6", "7", "8"]
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(gpus, 2, None)] == ["4,5", "6,7"]
@@ -193,6 +197,38 @@ def test_models_are_removed_and_metrics_stay(tmp_path):
         "sft/metrics.jsonl",
     ]
     assert (outside / "kept").exists()
+
+
+def test_processes_import_nothing_heavy_before_their_environment_is_in_place():
+    """A cold start unpickles its target, and must read the task's variables before torch does."""
+    code = "import sys, sgopd_trl.study.worker, sgopd_trl.study.run; assert not {'torch', 'trl'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("slot", "env", "method"),
+    [
+        ("", {}, "forkserver"),
+        ("", {"OMP_NUM_THREADS": 1, "MY_OWN": 2}, "forkserver"),
+        ("", {"HF_HUB_OFFLINE": "another"}, "spawn"),
+        ("0", {}, "spawn"),
+    ],
+)
+def test_which_processes_start_warm(slot, env, method, monkeypatch, tmp_path):
+    monkeypatch.undo()  # the real `start`
+    started = []
+
+    class Context:
+        def __init__(self, name):
+            self.name = name
+
+        def Process(self, target, args, name):
+            started.append((self.name, args[1]))
+            return types.SimpleNamespace(start=lambda: None)
+
+    monkeypatch.setattr(multiprocessing, "get_context", Context)
+    processes.start(Task("a", 0, tmp_path, recipe={"env": env}), {"CUDA_VISIBLE_DEVICES": slot})
+    assert started == [(method, {"CUDA_VISIBLE_DEVICES": slot} | {name: str(value) for name, value in env.items()})]
 
 
 _STUDY = """
@@ -225,6 +261,12 @@ def test_a_task_ends_with_a_study_that_is_killed(tmp_path):
     study.send_signal(signal.SIGKILL)
     study.wait()
     wait_for(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
+
+
+def test_the_last_lines_are_of_the_last_start(tmp_path):
+    (tmp_path / LOG).write_text("--- started 1\nold\n--- started 2\n" + "".join(f"{n}\n" for n in range(20)))
+    assert worker.last_lines(tmp_path, 3) == ["17", "18", "19"] and len(worker.last_lines(tmp_path, 99)) == 20
+    assert worker.last_lines(tmp_path / "absent") == []
 
 
 def test_scores_are_the_average_of_the_summary(tmp_path):

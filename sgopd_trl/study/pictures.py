@@ -62,7 +62,10 @@ def row_panels(results: Sequence[RowResult], baseline: str) -> dict[str, dict[st
 
 
 def read_run(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a run; of a recipe with stages those of all, with their steps counted on."""
+    """The metrics of a run; of a recipe with stages those of all, with their steps counted on.
+
+    Steps without rollouts, of SFT, lose their entropy: it is that on the teacher's tokens, and not comparable.
+    """
     recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
     names = [str(stage.get("name")) for stage in recipe.get("stages") or ()]
     train = folder / TRAIN_DIR
@@ -72,6 +75,9 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
         if path.is_file():  # a stage that makes rollouts trains nothing
             before = rows[-1]["step"] if rows else 0
             rows += [row | {"step": row["step"] + before} for row in read_metrics(path)]
+    for row in rows:
+        if "completions/mean_length" not in row:
+            row.pop("entropy", None)
     return rows
 
 

@@ -1,7 +1,8 @@
 """What the processes of a study are forked with, so that a run starts in a fraction of a second and not in ten.
 
-Imported by the server that forks them, which runs nothing else. Threads would not survive a fork: OpenMP has started none,
-because `OMP_NUM_THREADS` is set by then, and no GPU is touched.
+Imported by the server that forks them, which runs nothing else. A fork has one thread: there must be none here that work
+waits for. OpenMP has started none, since `OMP_NUM_THREADS` is set by then; pyarrow's allocator has one in the background,
+and brings it back in a fork by itself.
 """
 
 import transformers.models.auto.modeling_auto  # noqa: F401

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 from collections.abc import Sequence
 from types import FrameType
@@ -53,7 +52,7 @@ def run_study(
         raise UsageError(f"--jobs must be >= 1, got {jobs}.")
     study = dataclasses.replace(study, seeds=tuple(dict.fromkeys([*study.seeds, *wanted_seeds])))
     evaluation.check(study.evaluation)
-    processes.start_server(threads=1)
+    processes.start_server()
     recipes, prepared = processes.call(resolve_recipes, study)
     plan = make_plan(study, recipes, prepared)
     code = 0
@@ -74,7 +73,7 @@ def choose(plan: Plan, seeds: Sequence[int], rows: Sequence[str]) -> list[Task]:
 def _run(study: Study, prepare: Sequence[Task], tasks: Sequence[Task], jobs: int | None, console: Console) -> int:
     recipes = [task.recipe for task in tasks if task.recipe is not None]
     on_cpu = bool(recipes) and all(recipe.get("use_cpu") for recipe in recipes)
-    slots = make_slots([] if on_cpu else _gpus(), study.gpus_per_run, jobs)
+    slots = make_slots([] if on_cpu else processes.gpus(), study.gpus_per_run, jobs)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     failed: list[Task] = []
     try:
@@ -114,12 +113,6 @@ def _draw(*args: Any) -> list[str]:
     from .pictures import draw  # with transformers and matplotlib, in a process that has them
 
     return draw(*args)
-
-
-def _gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = processes.call(processes.gpu_count)
-    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

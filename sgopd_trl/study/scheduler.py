@@ -51,7 +51,8 @@ def make_slots(gpus: Sequence[str], gpus_per_run: int, jobs: int | None) -> list
         ValueError: when there are fewer GPUs than a run needs.
     """
     if not gpus:
-        return [{"CUDA_VISIBLE_DEVICES": ""}] * (jobs or len(os.sched_getaffinity(0)))
+        slot = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        return [slot] * (jobs or len(os.sched_getaffinity(0)))
     groups = [gpus[i : i + gpus_per_run] for i in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)]
     if not groups:
         raise ValueError(f"`gpus_per_run` is {gpus_per_run}, but there are {len(gpus)} GPUs.")

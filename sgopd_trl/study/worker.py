@@ -18,6 +18,7 @@ from .plan import EVALUATION_DIR, LOG, SUMMARY, TRAIN_DIR, TRAINED, Task, write_
 
 
 METRICS = "metrics.jsonl"
+_STARTED = "--- started"  # a line of the log
 
 
 def work(task: Task, env: Mapping[str, str]) -> None:
@@ -35,7 +36,7 @@ def work(task: Task, env: Mapping[str, str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_study, daemon=True).start()
     _write_to(task.folder / LOG)
-    print(f"--- {task.name}, started {time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()}", flush=True)
+    print(f"{_STARTED} {time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()}: {task.name}", flush=True)
     os.environ.update(env)
     _set_threads(env)
     trained = task.folder / TRAINED
@@ -89,9 +90,11 @@ def remove_models(folder: Path) -> None:
 
 
 def last_lines(folder: Path, number: int = 15) -> list[str]:
-    """The end of a task's log."""
+    """The end of what a task has logged since it was last started."""
     path = folder / LOG
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-number:] if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    starts = [place for place, line in enumerate(lines) if line.startswith(_STARTED)]
+    return lines[starts[-1] + 1 if starts else 0 :][-number:]
 
 
 def _end_with_study() -> None:
