@@ -1,5 +1,6 @@
-"""Every YAML under recipes/ goes through the parser that reads it in earnest."""
+"""Every YAML under recipes/ goes through the parser that reads it in earnest; docs/paper_tables.md lists them all."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def test_miniature_siblings_differ_in_the_method_only():
     own |= {"teacher_sampling_phase1_end_frac", "teacher_sampling_phase2_end_frac"}
     own |= {"teacher_model_name_or_path", "teachers", "dataset_teacher_column", "teacher_bank"}  # where it lives
     own |= {"teacher_server_url", "teacher_server_model", "reward_funcs"}
-    own |= {"trainer", "stages"}
+    own |= {"trainer", "stages", "agree_mode", "verifier_weight", "neutral_mode"}
     own |= {"gate_cell_lambdas", "reference_model_name_or_path", "reverse_kl"}
     own |= {"negative_advantage_mode", "forward_kl_top_k"}
     base = texts[name(MINIATURE)]
@@ -192,6 +193,7 @@ def test_every_value_of_appendix_c_has_a_source(path):
 GATE = {"sign_gated_extrapolation", "gate", "lambda_high", "disagree_mode", "disagree_interp_beta", "neutral_mode"}
 STRENGTHS = {"lambda_base", "gate_cell_lambdas"}
 SAMPLING = {key for key in yaml.safe_load(BASE.read_text()) if key.startswith("teacher_sampling_")}
+METHOD = GATE | STRENGTHS | SAMPLING
 ANCHOR = {"teacher_sft_alpha_0", "teacher_sft_alpha_end", "teacher_max_completion_length"}
 IMPORTANCE = {f"vllm_importance_sampling_{what}" for what in ("correction", "mode", "clip_max")}
 ROLLOUTS = GATE | SAMPLING | ANCHOR | {"stages", "stability_tau", "teacher_bank", "num_generations", "num_iterations"}
@@ -236,6 +238,57 @@ def test_a_sibling_differs_from_the_best_run_in_its_method_only(path):
     different = {key for key in base.keys() | sibling.keys() if base.get(key, ...) != sibling.get(key, ...)}
     assert different - {"output_dir"} <= DIFFERENT[path.parent.name]
     assert f"#   sgopd train --config recipes/{name(path)} " in path.read_text()
+
+
+# docs/paper_tables.md
+
+TABLES = RECIPES.parent / "docs" / "paper_tables.md"
+# The average of each row of Table 3, in the paper's order: 23 are printed, though the caption says 24
+TABLE_3 = (
+    "27.55 27.99 27.99 24.71 23.80 28.78 28.54 28.26 27.81 28.59 28.15 27.89 27.94 27.60 27.37 29.53 29.19 28.31 28.85"
+)
+TABLE_3 += " 28.78 28.65 28.39 27.06"
+
+
+def rows(section: str) -> list[list[str]]:
+    """The cells of the tables' rows under a heading of the page, without their heads."""
+    text = TABLES.read_text().split(f"## {section}")[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if "at the paper's scale" not in line
+    ]
+
+
+def linked(text: str) -> list[str]:
+    return re.findall(r"\]\(\.\./recipes/([^)]*\.yaml)\)", text)
+
+
+def test_the_page_of_tables_lists_every_recipe_and_no_other():
+    assert set(linked(TABLES.read_text())) == {name(path) for path in TRAINING}
+
+
+def test_every_row_of_table_3_has_its_recipes():
+    found = rows("Table 3")
+    assert [row[-1] for row in found] == TABLE_3.split()
+    for row in found:
+        (at_scale,), (here,) = linked(row[1]), linked(row[2])
+        assert at_scale.startswith("Qwen3-1.7B/") and here.startswith("miniature/")
+        assert at_scale.split("/")[1] == here.split("/")[1]  # the same method
+
+
+def test_the_overrides_in_the_tables_are_those_of_the_paper_s_scale():
+    """A row that has no file of its own here is the method's file with overrides: they must make it the row's other recipe."""
+    for row in [*rows("Table 3"), *rows("Appendix H")]:
+        overrides = " ".join(re.findall(r"`(--[^`]*)`", row[2])).split()
+        if not overrides:
+            continue
+        keys = dict(zip((flag[2:] for flag in overrides[::2]), map(yaml.safe_load, overrides[1::2]), strict=True))
+        (at_scale,), (here,) = linked(row[1]), linked(row[2])
+        there = yaml.safe_load((RECIPES / at_scale).read_text())
+        assert keys == {key: there[key] for key in keys}, row[0]
+        made = yaml.safe_load((RECIPES / here).read_text()) | keys
+        for key in METHOD & made.keys() & there.keys():
+            assert made[key] == there[key], (row[0], key)
 
 
 def test_every_recipe_has_its_own_output():

@@ -17,14 +17,21 @@ import yaml
 from datasets import Dataset
 from fake_server import FakeServer
 from test_recipes import RECIPES, TRAINING, name
+from transformers import Trainer
 
+from sgopd_trl import full_vocabulary
+from sgopd_trl.baselines.gkd import GKDTrainer
+from sgopd_trl.baselines.grpo import GRPOBaseline
+from sgopd_trl.baselines.sft import SeqKDTrainer, SFTOnRollouts
 from sgopd_trl.cli import main
+from sgopd_trl.full_vocabulary import FullVocabulary
 from sgopd_trl.metrics_log import read_metrics
 from sgopd_trl.miniature import make_dataset, make_tokenizer
 from sgopd_trl.routing import Router
 
 
 PROMPTS = 8  # a step: with rho = 0.125 that is one prompt for the teacher at the first
+ROLLOUT_STEPS = 20
 MODELS = {
     "Qwen/Qwen3-1.7B": "miniature:guess",
     "Qwen/Qwen3-4B": "miniature:nine",
@@ -105,9 +112,19 @@ def small(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
         changed["reward_funcs"] = ["exact_answer_reward"]  # `math` starts processes
     if "teacher_bank" in recipe:
         changed["teacher_bank"] = str(folder / "bank")
+    if "stages" in recipe:
+        kept = {key: value for key, value in kept.items() if not key.startswith("teacher_server_")}
+        changed["max_steps"] = ROLLOUT_STEPS  # of the run whose rollouts are made; the stages that train state theirs
+        changed["stages"] = [_small_stage(stage) for stage in recipe["stages"]]
     if recipe["dataset_name"] == "data/math_and_code.jsonl":
         changed["dataset_name"] = str(_math_and_code(folder))
     return kept | changed
+
+
+def _small_stage(stage: dict[str, Any]) -> dict[str, Any]:
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    given = {key: value for key, value in sizes.items() if key in stage}
+    return stage | given | ({"max_steps": 2} if stage.get("command") != "teacher-rollouts" else {})
 
 
 def _replaced(value: Any) -> Any:
@@ -132,7 +149,11 @@ def train(path: Path, folder: Path, monkeypatch, **overrides: Any) -> list[dict[
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if value is not ...}))
     assert main(["train", "--config", str(file)]) == 0
-    steps = [row for row in read_metrics(folder / "out" / "metrics.jsonl") if "loss" in row]
+    return steps_in(folder / "out")
+
+
+def steps_in(folder: Path) -> list[dict[str, Any]]:
+    steps = [row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
     assert all(math.isfinite(row["loss"]) for row in steps)
     assert all(row["grad_norm"] > 0 for row in steps)
@@ -173,6 +194,11 @@ def shrunk(beta: float) -> Callable[[Routed], torch.Tensor]:
     return lambda r: beta * r.a2
 
 
+def reinforced(r: Routed) -> torch.Tensor:
+    agrees, undecided = r.a1 * r.a2 > 0, r.a1 * r.a2 == 0
+    return torch.where(agrees, r.a2 + r.a1, torch.where(undecided, r.a2, 0.0))
+
+
 def outcome(r: Routed) -> torch.Tensor:
     return r.a1
 
@@ -197,6 +223,7 @@ UPDATES = {  # by method, and by recipe where a method has several
     "random_gate": by_coin,
     "positive_gate": positive,
     "certificates": BEST,
+    "reinforce": reinforced,
     "multi_teacher": BEST,
     "reward_correction": BEST,
 }
@@ -208,6 +235,7 @@ WITH_SAMPLING = {
     "certificates",
     "multi_teacher",
     "reward_correction",
+    "full_vocabulary",
 }
 ROUTED = [path for path in TRAINING if path.parent.name in {key.partition("/")[0] for key in UPDATES}]
 
@@ -260,6 +288,136 @@ def test_update_of_a_served_teacher(path, tmp_path, monkeypatch, routed):
     assert any(body.get("return_token_ids") for body in server.requests)
 
 
+# Losses over the vocabulary
+
+
+@pytest.fixture
+def taken_over(monkeypatch) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """What each call of `FullVocabulary.take_over` was given and what it returned."""
+    calls = []
+    original = FullVocabulary.take_over
+
+    def recording(self, a1, a2, consensus, advantages, phi):
+        result = original(self, a1, a2, consensus, advantages, phi)
+        calls.append(({"a1": a1.unsqueeze(1), "a2": a2, "phi": phi}, result))
+        return result
+
+    monkeypatch.setattr(FullVocabulary, "take_over", recording)
+    return calls
+
+
+def of_method(method: str) -> list:
+    return [pytest.param(path, id=name(path)) for path in TRAINING if path.parent.name == method]
+
+
+def record_top_k(monkeypatch, function: str) -> list[int | None]:
+    """The `top_k` of each call of one of the losses, which is its last argument."""
+    seen, original = [], getattr(full_vocabulary, function)
+
+    def recording(*args):
+        seen.append(args[-1])
+        return original(*args)
+
+    monkeypatch.setattr(full_vocabulary, function, recording)
+    return seen
+
+
+@pytest.mark.parametrize("path", of_method("full_vocabulary"))
+def test_full_vocabulary(path, tmp_path, monkeypatch, taken_over):
+    top_k = record_top_k(monkeypatch, "reverse_kl_loss")
+    check_sampling(path, train(path, tmp_path, monkeypatch))
+    for given, result in taken_over:
+        consensus = given["a1"] * given["a2"] > 0
+        torch.testing.assert_close(result["vocabulary_strengths"], torch.where(consensus, 1.8, 1.0).to(given["a2"]))
+        torch.testing.assert_close(result["vocabulary_weights"], given["phi"])  # on conflict tokens, too
+        assert not result["advantages"].any()
+    assert set(top_k) == {None}
+
+
+@pytest.mark.parametrize("path", of_method("aopd"))
+def test_aopd(path, tmp_path, monkeypatch, taken_over):
+    top_k = record_top_k(monkeypatch, "forward_kl_loss")
+    check_sampling(path, train(path, tmp_path, monkeypatch))
+    for given, result in taken_over:
+        negative, update = given["a2"] <= 0, given["phi"] * given["a2"]
+        torch.testing.assert_close(result["advantages"], torch.where(negative, 0.0, update))
+        torch.testing.assert_close(result["vocabulary_weights"], torch.where(negative, given["phi"], 0.0))
+    assert set(top_k) == {8 if "miniature" in path.parts else 32}
+
+
+# Baselines by other trainers
+
+
+@pytest.fixture
+def trainers(monkeypatch) -> list[Trainer]:
+    """The trainers whose `train` has been called, in order."""
+    called = []
+    original = Trainer.train
+
+    def recording(self, *args, **kwargs):
+        called.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", recording)
+    return called
+
+
+@pytest.mark.parametrize("path", of_method("grpo"))
+def test_grpo(path, tmp_path, monkeypatch, trainers):
+    steps = train(path, tmp_path, monkeypatch, reward_funcs=["test_recipes_run.even_digits"])
+    assert type(trainers[0]) is GRPOBaseline and trainers[0].beta == 0
+    # At ratio 1 it is the mean advantage, 0 by the group's normalisation: the mean over sequences, as `loss_type: grpo` has it
+    assert all(abs(row["loss"]) < 1e-5 and 0 <= row["reward"] <= 1 for row in steps)
+
+
+@pytest.mark.parametrize("path", of_method("gkd"))
+def test_gkd(path, tmp_path, monkeypatch, trainers):
+    steps = train(path, tmp_path, monkeypatch)
+    assert isinstance(trainers[0], GKDTrainer) and trainers[0].beta == 0.0
+    assert all(row["gkd/on_policy"] == 1 and row["loss"] > 0.01 for row in steps)  # a forward KL is no mean advantage
+
+
+@pytest.mark.parametrize("path", of_method("sft") + of_method("seqkd"))
+def test_learning_from_the_teachers_rollouts(path, tmp_path, monkeypatch, trainers):
+    teacher = {"teacher_model_name_or_path": "miniature:noisy"}  # which is wrong often
+    train(path, tmp_path, monkeypatch, **teacher)
+    bank = bank_of(tmp_path)
+    assert len(bank) == ALWAYS["max_train_samples"] and 0 < sum(bank["correct"]) < len(bank)
+    learned = trainers[-1].train_dataset
+    rollouts = bank if path.parent.name == "seqkd" else bank.filter(lambda row: row["correct"])
+    assert sorted(learned["input_ids"]) == sorted(
+        p + c for p, c in zip(rollouts["prompt_ids"], rollouts["completion_ids"])
+    )
+    assert type(trainers[-1]) is (SeqKDTrainer if path.parent.name == "seqkd" else SFTOnRollouts)
+
+
+def bank_of(folder: Path) -> Dataset:
+    """The rollouts of the only bank that a run has made."""
+    (bank,) = folder.rglob("bank.json")
+    files = sorted(map(str, bank.parent.glob("data/*.parquet")))
+    return Dataset.from_parquet(files)
+
+
+@pytest.mark.parametrize("path", of_method("time_separated"))
+def test_time_separated(path, tmp_path, monkeypatch, trainers, routed):
+    steps = train(path, tmp_path, monkeypatch)
+    # alpha is above 0 at the first six of 20 steps: P1 = 6, and at P2 = 7 it has come down to 0
+    assert len(bank_of(tmp_path)) == 6 * PROMPTS // 7
+    first, second = trainers
+    assert type(first) is SFTOnRollouts and len(first.train_dataset) == sum(bank_of(tmp_path)["correct"])
+    steps_in(tmp_path / "out" / "stage1_sft")
+    assert second.model.name_or_path == str(tmp_path / "out" / "stage1_sft")
+    assert [row["teacher_sampling/alpha"] for row in steps] == [0, 0]
+    update = {"config_sft_then_opd": opd, "config_1.5_interp0.7": gated(1.5, shrunk(0.7))}.get(path.stem, BEST)
+    for r in routed:
+        torch.testing.assert_close(r.advantages, update(r))
+
+
+def test_every_recipe_is_run_here():
+    others = {"full_vocabulary", "aopd", "grpo", "gkd", "sft", "seqkd", "time_separated"}
+    assert {path.parent.name for path in TRAINING} == {path.parent.name for path in ROUTED} | others
+
+
 def test_without_the_filter_wrong_teacher_rollouts_are_learned_from(tmp_path, monkeypatch):
     tokens = {}
     for stem in ("config_30_35", "config_30_35_unfiltered"):
@@ -269,6 +427,11 @@ def test_without_the_filter_wrong_teacher_rollouts_are_learned_from(tmp_path, mo
         assert steps[0]["teacher_sampling/verified"] == 0
         tokens[stem] = steps[0]["teacher_sampling/tokens"]
     assert tokens["config_30_35"] == 0 < tokens["config_30_35_unfiltered"]
+
+
+def even_digits(completions, **kwargs) -> list[float]:
+    """A verifier that about half of the student's rollouts pass: is the sum of the digits even?"""
+    return [float(sum(map(int, filter(str.isdigit, c[0]["content"]))) % 2 == 0) for c in completions]
 
 
 def only_golds(completions, trainer_state=None, **kwargs) -> list[float]:
