@@ -1,6 +1,7 @@
 """Every private or undocumented name of TRL that is used: an upstream change fails here, with a name, and not in a run."""
 
 import inspect
+import re
 
 import pytest
 from trl import GRPOTrainer
@@ -56,6 +57,9 @@ def test_log_probability_method():
         ("_generate_and_score_completions", ["tool_mask", "completion_mask", "num_items_in_batch"]),
         ("_compute_loss", ["advantages.dim() == 1", "current_gradient_accumulation_steps", 'inputs["advantages"]']),
         ("training_step", ["self._step += 1"]),
+        ("_calculate_rewards", ["gather(rewards_per_func)"]),
+        ("_get_eval_sampler", ["mini_repeat_count=self.num_generations_eval"]),
+        ("_get_per_token_logps_and_entropies", ["labels=labels, fused_lm_head=True"]),
         ("__init__", ["self._dist = DistributedBackend"]),
     ],
 )
@@ -82,6 +86,20 @@ def test_helpers():
     assert list(inspect.signature(utils.start_event_loop_in_daemon).parameters) == ["name"]
     for name in ("create_model_from_path", "use_adapter", "pad", "get_config_model_id", "global_then_local_main_first"):
         assert callable(getattr(utils, name))
+
+
+def test_the_fused_head_runs_the_backbone_and_reads_the_settings_of_the_logits_that_ours_reads():
+    source = inspect.getsource(utils.add_fused_lm_head)
+    assert 'backbone_attr = "base_model"' in source and "backbone_outputs.last_hidden_state" in source
+    names = re.findall(r'text_config, "((?:logit|output_mult|lm_head_mult|final_logit)\w*)"', source)
+    ours = "final_logit_softcapping logit_scale output_multiplier lm_head_multiplier logits_scaling"
+    assert set(names) == set(ours.split())
+    assert list(inspect.signature(utils.maybe_gather_lm_head_ctx).parameters) == ["params"]
+
+
+def test_the_evaluation_loop():
+    parameters = list(inspect.signature(GRPOTrainer.evaluation_loop).parameters)
+    assert parameters[:3] == ["self", "dataloader", "description"] and "metric_key_prefix" in parameters
 
 
 def test_the_trainer_takes_grpo_trainers_arguments_in_order():
