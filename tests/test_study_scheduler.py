@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -261,6 +262,30 @@ def test_a_task_ends_with_a_study_that_is_killed(tmp_path):
     study.send_signal(signal.SIGKILL)
     study.wait()
     wait_for(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
+
+
+def leaves_a_thread(task):
+    threading.Thread(target=time.sleep, args=(300,)).start()
+
+
+def fails(task):
+    raise RuntimeError("the reason")
+
+
+def exits(task):
+    raise SystemExit(2)
+
+
+@pytest.mark.parametrize(("does", "code"), [(leaves_a_thread, 0), (fails, 1), (exits, 2)])
+def test_a_process_ends_when_its_work_does(does, code, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_work", does)
+    process = multiprocessing.get_context("fork").Process(target=worker.work, args=(Task("a", 0, tmp_path), CPU))
+    process.start()
+    process.join(20)
+    assert process.exitcode == code
+    log = (tmp_path / LOG).read_text()
+    assert log.startswith("--- started ") and log.splitlines()[0].endswith(": a, seed 0")
+    assert ("RuntimeError: the reason" in log) == (does is fails)
 
 
 def test_the_last_lines_are_of_the_last_start(tmp_path):

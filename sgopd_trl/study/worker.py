@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..atomic_file import write_whole
 from . import evaluation
@@ -21,16 +22,14 @@ METRICS = "metrics.jsonl"
 _STARTED = "--- started"  # a line of the log
 
 
-def work(task: Task, env: Mapping[str, str]) -> None:
+def work(task: Task, env: Mapping[str, str]) -> NoReturn:
     """Do a task, as the target of a process: train, evaluate, and keep what is not heavy.
 
-    Everything it writes goes to the folder's log. It ends with the study's process, whatever ended that.
+    Everything it writes goes to the folder's log, why it failed included. It ends with the study's process, whatever ended
+    that, and waits for nothing when it is done: a library may have left threads that do not end.
 
     Args:
         env: variables of this task, in place before anything reads them.
-
-    Raises:
-        SystemExit: when the command has failed; its message is in the log.
     """
     os.setsid()  # a group that can be ended with all it started, and that a Ctrl-C at the terminal does not reach
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -39,6 +38,21 @@ def work(task: Task, env: Mapping[str, str]) -> None:
     print(f"{_STARTED} {time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()}: {task.name}", flush=True)
     os.environ.update(env)
     _set_threads(env)
+    code = 1
+    try:
+        _work(task)
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _work(task: Task) -> None:
     trained = task.folder / TRAINED
     if task.command and not trained.is_file():
         _run_command(task)
