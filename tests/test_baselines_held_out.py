@@ -1,5 +1,8 @@
 """Evaluation of the baselines on held-out problems, and early stopping by it."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from baseline_bank import fill
@@ -65,6 +68,21 @@ def test_training_does_not_notice_an_evaluation(kind, trainer):
     assert len(logged(with_it, f"eval_avg@{4 if more else 2}")) == 2 and not logged(without, "eval_avg@2")
     for ours, theirs in zip(with_it.model.parameters(), without.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_the_verifiers_random_numbers_are_not_the_trainings(trainer):
+    run = trainer("sft")
+    draws = {"python": random.random, "numpy": np.random.rand, "torch": lambda: torch.rand(1).item()}
+    run.held_out_rewards = [
+        lambda completions, **columns: [sum(draw() for draw in draws.values()) for _ in completions]
+    ]
+    expected = []
+    for _ in range(2):
+        random.seed(3), np.random.seed(3), torch.manual_seed(3)
+        if expected:
+            run.evaluate()
+        expected.append([draw() for draw in draws.values()])
+    assert expected[0] == expected[1]
 
 
 def test_the_chat_template_gets_its_arguments(trainer):
