@@ -191,6 +191,15 @@ def test_two_processes_train_as_one(launched, backend, variant):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_held_out_accuracy_is_that_of_one_process(launched, backend):
+    """Also where the last batch is filled up with samples that count already."""
+    one, two = (launched(name)["plain"].figures["held_out"] for name in ("one", backend))
+    assert one == two and 0 < one["eval_avg@4"] < one["eval_pass@4"] <= 1
+    assert round(20 * one["eval_avg@4"], 9).is_integer() and round(5 * one["eval_pass@4"], 9).is_integer()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_saves_the_whole_model(launched, backend):
     plain = launched(backend)["plain"]
     saved = load_file(plain.saved / "model.safetensors")
