@@ -140,8 +140,8 @@ class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
         if teacher_sampling_enabled(args):
             checks.check_teacher_sampling(train_dataset, args, tools or rollout_func or environment_factory)
             check_bank(args)
-
         check_whole_distributions(specs, args)
+
         # The teacher comes first: a missing one is noticed before the rest is loaded.
         self.teacher = open_teachers(specs, args, processing_class, train_dataset, eval_dataset)
         self.router = args.router()
