@@ -55,6 +55,9 @@ def test_the_average_weighs_benchmarks_and_not_problems():
     assert average[0].mean == pytest.approx((groups[0].mean() + groups[1].mean()) / 2)
     width = [found[0].high - found[0].low for found in each]
     assert average[0].high - average[0].low == pytest.approx(np.hypot(*width) / 2, rel=0.05)
+    # Drawn apart, also where they are equal: errors of one do not add to those of another
+    each, average = bootstrap([groups[0], groups[0]], count=4000, seed=2)
+    assert average[0].high - average[0].low == pytest.approx((each[0][0].high - each[0][0].low) / 2**0.5, rel=0.05)
     assert each[0][0].low < groups[0].mean() < each[0][0].high
     assert bootstrap(groups, count=100, seed=2) == bootstrap(groups, count=100, seed=2)
     assert bootstrap(groups, count=100, seed=2) != bootstrap(groups, count=100, seed=3)
