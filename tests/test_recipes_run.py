@@ -4,6 +4,7 @@ What is the machine's or the data's at the paper's scale (models, files, vLLM, l
 runs here; the method's own settings are the recipe's.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -62,6 +63,7 @@ ALWAYS = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
+DATA = functools.cache(make_dataset)  # half a second a run
 
 
 @dataclass
@@ -81,6 +83,7 @@ def environment(monkeypatch):
     for variable in ("RANK", "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION", "SGOPD_DEBUG"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # recipes set it too: keep that out of the other tests
+    monkeypatch.setattr("sgopd_trl.data.make_dataset", DATA)
 
 
 @pytest.fixture
