@@ -7,6 +7,7 @@ runs here; the method's own settings are the recipe's.
 import functools
 import itertools
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,6 +290,17 @@ def test_update_of_a_served_teacher(path, tmp_path, monkeypatch, routed):
     check_sampling(path, steps)
     assert any("prompt_logprobs" in body for body in server.requests)
     assert any(body.get("return_token_ids") for body in server.requests)
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_the_verifier_of_the_recipe_with_a_maths_and_a_code_teacher(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES / "Qwen3-1.7B" / "multi_teacher")
+    from math_or_code import judge
+
+    double = '{"fn_name": "double", "inputs": [[2]], "outputs": [4]}'
+    program = "```python\ndef double(x):\n    return x * 2\n```"
+    assert judge(program, double).correct and not judge(program.replace("2", "3"), double).correct
+    assert judge(r"\boxed{\frac12}", "0.5").correct and not judge(program, "0.5").correct
 
 
 # Losses over the vocabulary
