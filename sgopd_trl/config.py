@@ -9,11 +9,11 @@ from .advantages import AGREE_MODES, DISAGREE_MODES, GATES, NEUTRAL_MODES
 from .routing import Router
 from .teacher_loss import TEACHER_PHIS, TEACHER_REDUCTIONS
 from .teachers.config import TeacherConfig
-from .vocabulary_loss import NEGATIVE_ADVANTAGE_MODES, REVERSE_KLS
+from .vocabulary_config import VocabularyConfig
 
 
 @dataclass
-class SGOPDConfig(TeacherConfig, GRPOConfig):
+class SGOPDConfig(TeacherConfig, VocabularyConfig, GRPOConfig):
     r"""
     Configuration of [`SGOPDTrainer`]: every argument of [`~trl.GRPOConfig`], and those below.
 
@@ -135,33 +135,6 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
         default=10.0,
         metadata={"help": "tau, in nats, of the stability weight phi of Eq. (9); None switches phi off. Ours: 10."},
     )
-    reverse_kl: str = field(
-        default="sampled_token",
-        metadata={
-            "help": "How a token's reverse KL is computed. 'sampled_token': policy gradient on the sampled token (Eq. 1). "
-            "'full_vocabulary': its expectation over the vocabulary (Appendix H). Needs teachers in this process.",
-            "choices": list(REVERSE_KLS),
-        },
-    )
-    reverse_kl_top_k: int | None = field(
-        default=None,
-        metadata={
-            "help": "With reverse_kl='full_vocabulary': the student's k most likely tokens in place of the vocabulary, "
-            "renormalised. Default: the whole vocabulary, exact."
-        },
-    )
-    negative_advantage_mode: str = field(
-        default="policy_gradient",
-        metadata={
-            "help": "What tokens with a2 <= 0 get. 'forward_kl': AOPD (arXiv 2605.06387), a truncated forward KL to the "
-            "teacher in place of the policy gradient; needs sign_gated_extrapolation=False and teachers in this process.",
-            "choices": list(NEGATIVE_ADVANTAGE_MODES),
-        },
-    )
-    forward_kl_top_k: int = field(
-        default=32,
-        metadata={"help": "With negative_advantage_mode='forward_kl': the teacher's k most likely tokens. Ours: 32."},
-    )
     zero_truncated_reward: bool = field(
         default=True,
         metadata={
@@ -270,8 +243,6 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
             ("agree_mode", AGREE_MODES),
             ("disagree_mode", DISAGREE_MODES),
             ("neutral_mode", NEUTRAL_MODES),
-            ("reverse_kl", REVERSE_KLS),
-            ("negative_advantage_mode", NEGATIVE_ADVANTAGE_MODES),
             ("teacher_sft_reduction", TEACHER_REDUCTIONS),
             ("teacher_sft_phi", TEACHER_PHIS),
         ):
@@ -283,8 +254,6 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
             ("verifier_weight", self.verifier_weight > 0, "> 0"),
             ("disagree_interp_beta", 0 <= self.disagree_interp_beta <= 1, "in [0, 1]"),
             ("stability_tau", self.stability_tau is None or self.stability_tau > 0, "None or > 0"),
-            ("reverse_kl_top_k", self.reverse_kl_top_k is None or self.reverse_kl_top_k >= 1, "None or >= 1"),
-            ("forward_kl_top_k", self.forward_kl_top_k >= 1, ">= 1"),
             ("teacher_sampling_ratio", 0 <= self.teacher_sampling_ratio < 1, "in [0, 1)"),
             ("teacher_sampling_phase1_end_frac", self.teacher_sampling_phase1_end_frac >= 0, ">= 0"),
             ("teacher_sft_alpha_0", self.teacher_sft_alpha_0 >= 0, ">= 0"),
@@ -330,66 +299,7 @@ class SGOPDConfig(TeacherConfig, GRPOConfig):
 
         if self.agree_mode == "reinforce":
             self._check_reinforce()
-        self._check_vocabulary()
-
-    @property
-    def vocabulary_setting(self) -> str | None:
-        """The setting that has losses over the vocabulary computed, for messages; `None` where there are none."""
-        if self.reverse_kl == "full_vocabulary":
-            return "reverse_kl='full_vocabulary'"
-        return "negative_advantage_mode='forward_kl'" if self.negative_advantage_mode == "forward_kl" else None
-
-    def _check_reinforce(self) -> None:
-        for name, ok, expected in (
-            ("sign_gated_extrapolation", self.sign_gated_extrapolation, "True: without the gate no token is consensus"),
-            ("gate", self.gate not in ("two_level", "never"), "'sign', 'positive' or 'random'"),
-            ("reverse_kl", self.reverse_kl == "sampled_token", "'sampled_token': a1 belongs to the sampled token"),
-        ):
-            if not ok:
-                raise ValueError(
-                    f"With `agree_mode='reinforce'`, `{name}` must be {expected}, got {getattr(self, name)!r}."
-                )
-
-    def _check_vocabulary(self) -> None:
-        if self.reverse_kl_top_k is not None and self.reverse_kl != "full_vocabulary":
-            raise ValueError(
-                f"`reverse_kl_top_k` = {self.reverse_kl_top_k!r} needs `reverse_kl='full_vocabulary'`, got "
-                f"{self.reverse_kl!r}."
-            )
-        setting = self.vocabulary_setting
-        if setting is None:
-            return
-        if self.negative_advantage_mode == "forward_kl":
-            if self.reverse_kl == "full_vocabulary":
-                raise ValueError(
-                    "`negative_advantage_mode='forward_kl'` splits the tokens by the sign of the sampled token's a2, which "
-                    "`reverse_kl='full_vocabulary'` takes the expectation over. Choose one of them."
-                )
-            if self.sign_gated_extrapolation:
-                raise ValueError(
-                    "`negative_advantage_mode='forward_kl'` (AOPD) and the gate both decide what tokens with a2 <= 0 get. "
-                    "Set `sign_gated_extrapolation=False`, or leave `negative_advantage_mode` at 'policy_gradient'."
-                )
-        sequence_level = self.vllm_importance_sampling_mode.startswith("sequence")
-        for name, ok, expected in (
-            ("loss_type", self.loss_type == "grpo", "'grpo' (Eq. 10)"),
-            ("top_entropy_quantile", self.top_entropy_quantile == 1.0, "1.0"),
-            ("off_policy_mask_threshold", self.off_policy_mask_threshold is None, "None"),
-            (
-                "vllm_importance_sampling_mode",
-                not (self.use_vllm and self.vllm_importance_sampling_correction and sequence_level),
-                "one of a token",
-            ),
-            ("teacher_server_url", self.teacher_server_url is None, "None: a server gives the sampled token alone"),
-            (
-                "teacher_recorded_path",
-                self.teacher_recorded_path is None,
-                "None: a recording has the sampled token alone",
-            ),
-            ("teacher_record_path", self.teacher_record_path is None, "None: a recording has the sampled token alone"),
-        ):
-            if not ok:
-                raise ValueError(f"With `{setting}`, `{name}` must be {expected}, got {getattr(self, name)!r}.")
+        self.check_vocabulary()
 
     def router(self) -> Router:
         """The routing these settings describe (Eq. 4 to 8)."""
