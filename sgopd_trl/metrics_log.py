@@ -62,5 +62,23 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_rollout_metrics(*paths: str | Path) -> list[dict[str, Any]]:
+    """The metrics of a run, comparable with other runs'; of a run in stages, those of its files, their steps counted on.
+
+    Steps without rollouts, of SFT, lose their entropy: it is that on the teacher's tokens.
+
+    Raises:
+        ValueError: as `read_metrics`.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        before = rows[-1]["step"] if rows else 0
+        rows += [row | {"step": row["step"] + before} for row in read_metrics(path)]
+    for row in rows:
+        if "completions/mean_length" not in row:
+            row.pop("entropy", None)
+    return rows
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

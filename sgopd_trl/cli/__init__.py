@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from .. import __version__
-from . import demo, env, miniature, study, verify
+from . import demo, env, miniature, plot, study, verify
 from . import eval as eval_command
 from .errors import reported
 from .recipe import apply_env, read_recipe
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", help=_TRAIN_HELP, add_help=False)
     commands.add_parser("teacher-rollouts", help=_ROLLOUTS_HELP, add_help=False)
-    for command in (eval_command, verify, demo, miniature, env, study):
+    for command in (eval_command, plot, study, verify, demo, miniature, env):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     if args.command is None:

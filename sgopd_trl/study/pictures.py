@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ..figures import Interval, plot_dynamics_of_rows, plot_rows, plot_sign_shares_of_rows
-from ..metrics_log import read_metrics
+from ..metrics_log import read_rollout_metrics
 from .plan import RECIPE, TRAIN_DIR
 from .results import RowResult, metrics_of
 from .worker import METRICS
@@ -62,23 +62,12 @@ def row_panels(results: Sequence[RowResult], baseline: str) -> dict[str, dict[st
 
 
 def read_run(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a run; of a recipe with stages those of all, with their steps counted on.
-
-    Steps without rollouts, of SFT, lose their entropy: it is that on the teacher's tokens, and not comparable.
-    """
+    """The metrics of a run; of a recipe with stages those of all that train."""
     recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
     names = [str(stage.get("name")) for stage in recipe.get("stages") or ()]
     train = folder / TRAIN_DIR
     files = [train / name / METRICS for name in names[:-1]] + [train / METRICS]
-    rows: list[dict[str, Any]] = []
-    for path in files:
-        if path.is_file():  # a stage that makes rollouts trains nothing
-            before = rows[-1]["step"] if rows else 0
-            rows += [row | {"step": row["step"] + before} for row in read_metrics(path)]
-    for row in rows:
-        if "completions/mean_length" not in row:
-            row.pop("entropy", None)
-    return rows
+    return read_rollout_metrics(*filter(Path.is_file, files))  # a stage that makes rollouts has none
 
 
 def _has(run: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> bool:
