@@ -201,8 +201,10 @@ def _plot_panels(logs: Mapping[str, Sequence[Log]], panels: Sequence[tuple[str, 
             axes.yaxis.set_major_formatter("{x:g}")
     ordered = {row: handles[row] for row in logs if row in handles}
     figure.legend(ordered.values(), ordered.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    smoothed = f", over {2 * half + 1} logged steps" if half else ""
-    figure.supxlabel(f"line: mean over seeds{smoothed}; band: standard error", fontsize=9, color="0.35")
+    seeds = max(map(len, logs.values())) > 1
+    means = ["seeds"] * seeds + [f"{2 * half + 1} logged steps"] * bool(half)
+    note = f"line: mean over {' and '.join(means)}" + "; band: standard error" * seeds if means else ""
+    figure.supxlabel(note, fontsize=9, color="0.35")
     figure.savefig(path, dpi=_DPI)
 
 

@@ -68,7 +68,7 @@ class SGOPDScriptArguments:
         default=None,
         metadata={
             "help": "Training data: a Hub id, a folder, a .jsonl, .json or .parquet file (or a pattern of files), or "
-            "'miniature'."
+            "'miniature' or 'miniature-hard'."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset of the Hub."})
