@@ -301,6 +301,17 @@ class SGOPDConfig(TeacherConfig, VocabularyConfig, GRPOConfig):
             self._check_reinforce()
         self.check_vocabulary()
 
+    def _check_reinforce(self) -> None:
+        for name, ok, expected in (
+            ("sign_gated_extrapolation", self.sign_gated_extrapolation, "True: without the gate no token is consensus"),
+            ("gate", self.gate not in ("two_level", "never"), "'sign', 'positive' or 'random'"),
+            ("reverse_kl", self.reverse_kl == "sampled_token", "'sampled_token': a1 belongs to the sampled token"),
+        ):
+            if not ok:
+                raise ValueError(
+                    f"With `agree_mode='reinforce'`, `{name}` must be {expected}, got {getattr(self, name)!r}."
+                )
+
     def router(self) -> Router:
         """The routing these settings describe (Eq. 4 to 8)."""
         cells = self.gate_cell_lambdas or [self.lambda_high, self.lambda_base, self.lambda_base, self.lambda_high]

@@ -44,17 +44,6 @@ class VocabularyConfig:
             return "reverse_kl='full_vocabulary'"
         return "negative_advantage_mode='forward_kl'" if self.negative_advantage_mode == "forward_kl" else None
 
-    def _check_reinforce(self) -> None:
-        for name, ok, expected in (
-            ("sign_gated_extrapolation", self.sign_gated_extrapolation, "True: without the gate no token is consensus"),
-            ("gate", self.gate not in ("two_level", "never"), "'sign', 'positive' or 'random'"),
-            ("reverse_kl", self.reverse_kl == "sampled_token", "'sampled_token': a1 belongs to the sampled token"),
-        ):
-            if not ok:
-                raise ValueError(
-                    f"With `agree_mode='reinforce'`, `{name}` must be {expected}, got {getattr(self, name)!r}."
-                )
-
     def check_vocabulary(self) -> None:
         """Called once all settings are known.
 
