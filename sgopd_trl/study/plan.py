@@ -85,9 +85,11 @@ def _tasks_of(row: Row, study: Study, recipe: Mapping[str, Any] | None) -> list[
     for seed in study.seeds:
         folder = parent / f"seed-{seed}"
         model = str(folder / TRAIN_DIR)
+        # Runs that were evaluated with the same random numbers would share their noise, which no standard error shows
+        own = evaluation | {"seed": evaluation.get("seed", 0) + seed}
         # The log is read in a file: a line a step, not a bar
         whole = {"disable_tqdm": True} | dict(recipe) | {"seed": seed, "output_dir": model}
-        tasks.append(Task(row.name, seed, folder, whole, ("train",), model, evaluation, stated, study.keep_models))
+        tasks.append(Task(row.name, seed, folder, whole, ("train",), model, own, stated, study.keep_models))
     return tasks
 
 
