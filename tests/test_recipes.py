@@ -110,7 +110,8 @@ def test_accelerate_config(path):
         assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
 
 
-OF_TRAINER = {  # settings that another trainer has alone, or does not have
+OF_METHOD = {  # settings that another trainer has alone, or does not have, and those of one method
+    "aopd": {"negative_advantage_mode", "forward_kl_top_k", "stability_tau"},
     "grpo": {"loss_type"},
     "gkd": {"beta", "lmbda", "num_generations"},
     "sft": {"num_generations"},
@@ -132,11 +133,10 @@ def test_miniature_siblings_differ_in_the_method_only():
     own |= {"teacher_server_url", "teacher_server_model", "reward_funcs"}
     own |= {"trainer", "stages", "agree_mode", "verifier_weight", "neutral_mode"}
     own |= {"gate_cell_lambdas", "reference_model_name_or_path", "reverse_kl"}
-    own |= {"negative_advantage_mode", "forward_kl_top_k"}
     base = texts[name(MINIATURE)]
     for path, recipe in texts.items():
         different = {key for key in base.keys() | recipe.keys() if base.get(key, ...) != recipe.get(key, ...)}
-        assert different - own <= OF_TRAINER.get(path.split("/")[1], set()), path
+        assert different - own <= OF_METHOD.get(path.split("/")[1], set()), path
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,16 @@ def test_miniature_methods(recipe, gate, lambda_base, teacher_sampling):
         assert (args.teacher_sampling_phase1_end_frac, args.teacher_sampling_phase2_end_frac) == (0.30, 0.35)
     if gate is not None:
         assert (args.lambda_high, args.disagree_mode, args.disagree_interp_beta) == (1.8, "interp", 1.0)
+
+
+@pytest.mark.parametrize("path", [path for path in TRAINING if path.parent.name == "aopd"], ids=name)
+def test_aopd_is_the_baseline_of_the_docs(path):
+    """Its positive tokens are OPD's without Eq. (9), which is not AOPD's: docs/method.md has the settings."""
+    _, (_, args, _) = parse(path)
+    page = (RECIPES.parent / "docs" / "method.md").read_text()
+    settings = yaml.safe_load(page.split("The baseline is\n")[1].split("\nBoth need")[0])
+    assert settings["stability_tau"] is None and len(settings) == 5
+    assert settings == {key: getattr(args, key) for key in settings}
 
 
 def test_deepmath_is_appendix_c():
@@ -211,7 +221,7 @@ DIFFERENT = {  # from the best run, by method: what its recipes may set otherwis
     "sgopd": {"lambda_high", "disagree_interp_beta", "teacher_sampling_ratio"},
     "reward_correction": {"reference_model_name_or_path", "reference_model_init_kwargs"},
     "full_vocabulary": {"reverse_kl", "reverse_kl_top_k"},
-    "aopd": GATE | STRENGTHS | SAMPLING | ANCHOR | {"negative_advantage_mode", "forward_kl_top_k"},
+    "aopd": GATE | STRENGTHS | SAMPLING | ANCHOR | {"negative_advantage_mode", "forward_kl_top_k", "stability_tau"},
     "grpo": GATE
     | SAMPLING
     | ANCHOR
