@@ -131,6 +131,37 @@ def test_finished_evaluations_load_no_model(miniature, capsys, monkeypatch):
         ([*MINIATURE, "--server_url", "http://x", "--output_dir", "{tmp}"], 2, "--server_url belong together"),
         ([*MINIATURE, "--engine", "server", "--output_dir", "{tmp}"], 2, "--engine server and --server_url"),
         ([*MINIATURE, "--k", "0", "--output_dir", "{tmp}"], 1, "`k` must be at least 1, got 0"),
+        ([*MINIATURE, "--max_problems", "0", "--output_dir", "{tmp}"], 1, "`max_problems` must be at least 1, got 0"),
+        (
+            [*MINIATURE, "--prompt_column", "qestion", "--output_dir", "{tmp}"],
+            1,
+            "miniature: `prompt_column` names the column 'qestion'",
+        ),
+        (
+            [*MINIATURE, "--answer_column", "anwser", "--output_dir", "{tmp}"],
+            1,
+            "miniature: `answer_column` names the column 'anwser'",
+        ),
+        (
+            [*MINIATURE, "--vllm_settings", "{{}}", "--output_dir", "{tmp}"],
+            2,
+            "--vllm_settings is of --engine vllm, and would do nothing with --engine transformers",
+        ),
+        (
+            [*MINIATURE, "--engine", "vllm", "--batch_size", "256", "--output_dir", "{tmp}"],
+            2,
+            "--batch_size is of --engine transformers, and would do nothing with --engine vllm",
+        ),
+        (
+            [*MINIATURE, "--engine", "server", "--server_url", "x", "--dtype", "float32", "--output_dir", "{tmp}"],
+            2,
+            "--dtype is of --engine vllm or transformers, and would do nothing with --engine server",
+        ),
+        (
+            [*MINIATURE, "--engine", "vllm", "--vllm_settings", '{{"dtype": "half"}}', "--output_dir", "{tmp}"],
+            2,
+            "--vllm_settings holds 'dtype', which --dtype sets",
+        ),
         ([*MINIATURE, "--verifier", "mth", "--output_dir", "{tmp}"], 1, "Did you mean 'math'?"),
         ([*MINIATURE, "--dataset", "no.jsonl", "--output_dir", "{tmp}"], 1, "no.jsonl does not exist"),
         (
@@ -221,6 +252,15 @@ def test_compare_refuses_what_cannot_be_paired(miniature, tmp_path, capsys):
     warmer = edit("warmer", "summary.json", '"temperature": 1.0', '"temperature": 0.6')
     _, printed = run(capsys, "eval", "--compare", miniature, warmer)
     assert "Not only the models differ: `temperature` is 1.0 in A and 0.6 in B." in printed
+    for name, old, new in (
+        ("chat_template_kwargs", "{}", '{"enable_thinking": false}'),
+        ("engine", '"transformers"', '"vllm"'),
+        ("dtype", "null", '"float32"'),
+        ("vllm_settings", "null", '{"quantization": "fp8"}'),
+    ):
+        other = edit(name, "summary.json", f'"{name}": {old}', f'"{name}": {new}')
+        _, printed = run(capsys, "eval", "--compare", miniature, other)
+        assert f"Not only the models differ: `{name}` is" in printed
 
 
 def test_compare_does_not_wait_for_torch(miniature):
@@ -419,6 +459,21 @@ def test_what_a_server_may_refuse(model_dir, files, tmp_path, capsys):
             printed = capsys.readouterr()
             assert said in printed.err and "--max_new_tokens" in printed.err or "is not served" in printed.err
             assert "teacher_" not in printed.err and "0 of 3840 samples are kept" in printed.out
+        # Nor does a resume that fails forget what there is
+        samples = tmp_path / "aime24" / "samples.jsonl"
+        line = {
+            "problem": 0,
+            "sample": 0,
+            "seed": 1,
+            "finish_reason": "stop",
+            "tokens": 1,
+            "completion": "",
+            "completion_ids": [0],
+        }
+        samples.write_text(json.dumps(line) + "\n")
+        with pytest.raises(SystemExit):
+            main(command(model_dir, files, server, tmp_path))
+        assert "1 of 3840 samples are kept" in capsys.readouterr().out
     finally:
         server.stop()
     with pytest.raises(SystemExit):

@@ -156,6 +156,7 @@ def test_more_samples_and_more_problems_ask_only_for_what_is_new(tmp_path):
         ({"weights": "abc"}, "`weights` was None and is now 'abc'"),
         ({"seed": 3}, "`seed` was 0 and is now 3"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "`chat_template_kwargs` was {} and is now"),
+        ({"vllm_settings": {"quantization": "fp8"}}, "`vllm_settings` was None and is now {'quantization': 'fp8'}"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, override, said):
@@ -183,6 +184,35 @@ def test_rejudging_asks_nothing_and_replaces_the_verdicts(tmp_path):
     assert [line["verdict"] for line in verdicts["miniature"][0]] == ["wrong", "wrong"]
     lines = list(JsonLines(tmp_path / "miniature" / "verdicts.jsonl"))
     assert len(lines) == 2
+
+
+def test_rejudging_some_benchmarks_with_another_verifier_leaves_no_verdict_of_the_old_one(tmp_path):
+    both = [problems(1), problems(2, "other")]
+    evaluate(tmp_path, Engine(), sets=both)
+    files = tmp_path / "other" / "verdicts.jsonl"
+    before = files.read_text()
+    evaluate(tmp_path, None, sets=both[:1], rejudge=True)
+    assert files.read_text() == before  # the same settings: those of the others hold
+    never = Verifier(lambda completion, gold: False, name="never")
+    evaluate(tmp_path, None, sets=both[:1], judge_with=never, rejudge=True, verifier="never")
+    assert not files.exists()
+    verdicts, _ = evaluate(tmp_path, None, sets=both, judge_with=never, verifier="never")
+    assert {line["verdict"] for rows in verdicts.values() for row in rows for line in row} == {"wrong"}
+
+
+def test_the_progress_says_what_there_is_before_the_engine_is_opened(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path, Engine(stop_after=4))
+    output, progress = OutputFolder(tmp_path), Silent()
+    run = Evaluation(settings(), [problems()], TOKENIZER, Judge(load_verifier("exact")), output)
+
+    def fails():
+        raise OSError("no engine")
+
+    with pytest.raises(OSError, match="no engine"):
+        run.run(fails, progress)
+    output.close()
+    assert (progress.done, progress.total) == (4, 6)
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path):

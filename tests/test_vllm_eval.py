@@ -37,7 +37,7 @@ def model_dir(tmp_path_factory):
 def arguments(model_dir, output_dir, *more) -> list[str]:
     return [
         *("eval", "--model", str(model_dir), "--dataset", "miniature", "--max_problems", str(PROBLEMS)),
-        *("--k", str(SAMPLES), "--max_new_tokens", "32", "--dtype", "float32", "--output_dir", str(output_dir)),
+        *("--k", str(SAMPLES), "--max_new_tokens", "32", "--output_dir", str(output_dir)),
         *("--verifier", "exact", *more),
     ]
 
@@ -45,7 +45,7 @@ def arguments(model_dir, output_dir, *more) -> list[str]:
 @pytest.fixture(scope="module")
 def transformers_run(model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transformers")
-    assert main(arguments(model_dir, folder, "--engine", "transformers")) == 0
+    assert main(arguments(model_dir, folder, "--engine", "transformers", "--dtype", "float32")) == 0
     return folder
 
 
@@ -77,9 +77,10 @@ def vllm_run(model_dir, tmp_path_factory):
         "    sys.exit(main(sys.argv[1:]))\n"
     )
     settings = json.dumps({"enforce_eager": True, "enable_chunked_prefill": False})
+    more = ["--dtype", "float32", "--vllm_settings", settings]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [VENV / "bin" / "python", script, *arguments(model_dir, folder / "run", "--vllm_settings", settings)],
+        [VENV / "bin" / "python", script, *arguments(model_dir, folder / "run", *more)],
         env=environment,
         capture_output=True,
         text=True,

@@ -15,9 +15,35 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
+    from ..evaluation.benchmarks import Problems
     from ..evaluation.engines import Engine
+    from ..evaluation.judge import Judge
     from ..evaluation.runner import Evaluation
     from ..evaluation.settings import EvaluationSettings
+
+
+# Options that only some engines have, with their defaults: the parser leaves None, so that one that is given is seen
+_ONLY_OF = {
+    "batch_size": (("transformers",), 256),
+    "server_url": (("server",), None),
+    "server_model": (("server",), None),
+    "concurrency": (("server",), 128),
+    "request_timeout": (("server",), 3600.0),
+    "retry_timeout": (("server",), 540.0),
+    "tensor_parallel_size": (("vllm",), None),
+    "gpu_memory_utilization": (("vllm",), None),
+    "max_model_len": (("vllm",), None),
+    "vllm_settings": (("vllm",), None),
+    "dtype": (("vllm", "transformers"), None),
+}
+# Arguments of vLLM's `LLM` that `sgopd eval` sets, and the option that each has here
+_SET_BY_OPTION = {
+    name: name
+    for name in (
+        *("model", "revision", "dtype", "trust_remote_code"),
+        *("tensor_parallel_size", "gpu_memory_utilization", "max_model_len"),
+    )
+} | {"tokenizer_revision": "revision"}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -106,26 +132,21 @@ def _add_judging(group: argparse._ArgumentGroup) -> None:
 
 def _add_engines(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--revision", help="of the model on the Hub")
-    group.add_argument("--dtype", help="of the weights; default: the model's own")
+    group.add_argument("--dtype", help="vllm, transformers: of the weights; default: the model's own")
     group.add_argument("--trust_remote_code", action="store_true")
-    group.add_argument("--batch_size", type=int, default=256, help="transformers: completions at a time (default: 256)")
+    group.add_argument("--batch_size", type=int, help="transformers: completions at a time (default: 256)")
     group.add_argument("--server_url", nargs="+", metavar="URL", help="server: one address or several")
     group.add_argument("--server_model", help="server: the served name; default: the only one there is")
-    group.add_argument("--concurrency", type=int, default=128, help="server: requests at a time (default: 128)")
+    group.add_argument("--concurrency", type=int, help="server: requests at a time (default: 128)")
+    group.add_argument("--request_timeout", type=float, help="server: seconds for one answer (default: 3600)")
     group.add_argument(
-        "--request_timeout", type=float, default=3600.0, help="server: seconds for one answer (default: 3600)"
-    )
-    group.add_argument(
-        "--retry_timeout",
-        type=float,
-        default=540.0,
-        help="server: seconds to repeat a failing request for (default: 540)",
+        "--retry_timeout", type=float, help="server: seconds to repeat a failing request for (default: 540)"
     )
     group.add_argument("--tensor_parallel_size", type=int, help="vllm: GPUs that share the model")
     group.add_argument("--gpu_memory_utilization", type=float, help="vllm: share of each GPU's memory")
     group.add_argument("--max_model_len", type=int, help="vllm: tokens; default: the longest prompt and max_new_tokens")
     group.add_argument(
-        "--vllm_settings", type=_json_object, default={}, metavar="JSON", help="vllm: further arguments of vLLM's LLM"
+        "--vllm_settings", type=_json_object, metavar="JSON", help="vllm: further arguments of vLLM's LLM"
     )
 
 
@@ -141,9 +162,28 @@ def run(args: argparse.Namespace) -> int:
                 raise UsageError(
                     f"--{name} is needed (or --compare RUN_A RUN_B). `sgopd eval --help` lists the arguments."
                 )
-        if (args.server_url is None) == (args.engine == "server"):
-            raise UsageError("--engine server and --server_url belong together.")
+        check(args)
     return _evaluate(args, console)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what is wrong about the options by themselves. Nothing is loaded for it, torch included.
+
+    Raises:
+        UsageError: for options that do not belong to the engine. ValueError: for a value that is out of range.
+    """
+    if (args.server_url is None) == (args.engine == "server"):
+        raise UsageError("--engine server and --server_url belong together.")
+    for name, (engines, _) in _ONLY_OF.items():
+        if args.engine not in engines and getattr(args, name) is not None:
+            raise UsageError(
+                f"--{name} is of --engine {' or '.join(engines)}, and would do nothing with --engine {args.engine}. Leave it "
+                "out."
+            )
+    for name in args.vllm_settings or ():
+        if name in _SET_BY_OPTION:
+            raise UsageError(f"--vllm_settings holds {name!r}, which --{_SET_BY_OPTION[name]} sets. Use that.")
+    _settings(args)
 
 
 def _compare(args: argparse.Namespace, console: "Console") -> int:
@@ -174,8 +214,10 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> int:
         from ..evaluation.progress import SampleProgress
         from ..evaluation.store import OutputFolder
         from ..evaluation.summary import judge_failures, summarize, tables
+        from ..miniature import resolve
+        from ..teachers.identity import weights_hash
 
-        settings = _settings(args)
+        settings = _settings(args, weights_hash(resolve(args.model)))
         with closing(OutputFolder(args.output_dir)) as folder:
             evaluation, tokenizer = _evaluation(args, settings, folder)
             try:
@@ -207,13 +249,11 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> "EvaluationSettings":
+def _settings(args: argparse.Namespace, weights: str | None = None) -> "EvaluationSettings":
     from ..evaluation.settings import EvaluationSettings
-    from ..miniature import resolve
-    from ..teachers.identity import weights_hash
 
     values = {name: getattr(args, name) for name in EvaluationSettings.__dataclass_fields__ if hasattr(args, name)}
-    return EvaluationSettings(**values, weights=weights_hash(resolve(args.model)))
+    return EvaluationSettings(**values, weights=weights)
 
 
 def _evaluation(
@@ -221,10 +261,30 @@ def _evaluation(
 ) -> tuple["Evaluation", "PreTrainedTokenizerBase"]:
     from transformers import AutoTokenizer
 
-    from ..evaluation.benchmarks import find_benchmarks, load_problems
-    from ..evaluation.judge import Judge
     from ..evaluation.runner import Evaluation
     from ..miniature import resolve
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve(args.model), revision=args.revision, trust_remote_code=args.trust_remote_code
+        )
+    except OSError as error:
+        raise OSError(f"The tokenizer of {args.model} cannot be loaded: {error}") from error
+    problems, judge = load_data(args, tokenizer.chat_template is not None)
+    return Evaluation(settings, problems, tokenizer, judge, folder, args.rejudge), tokenizer
+
+
+def load_data(args: argparse.Namespace, conversational: bool = True) -> tuple[list["Problems"], "Judge"]:
+    """The problems of the benchmarks, and who judges them.
+
+    Args:
+        conversational: prompts as messages, for a tokenizer with a chat template.
+
+    Raises:
+        ValueError, OSError, ImportError: when a dataset or the verifier cannot be loaded.
+    """
+    from ..evaluation.benchmarks import find_benchmarks, load_problems
+    from ..evaluation.judge import Judge
 
     benchmarks = find_benchmarks(
         args.dataset,
@@ -235,18 +295,10 @@ def _evaluation(
         prompt_template=args.prompt_template,
         box_answer=args.verifier != "code" if args.box_answer is None else args.box_answer == "true",
     )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolve(args.model), revision=args.revision, trust_remote_code=args.trust_remote_code
-        )
-    except OSError as error:
-        raise OSError(f"The tokenizer of {args.model} cannot be loaded: {error}") from error
     problems = [
-        load_problems(benchmark, tokenizer.chat_template is not None, args.system_prompt, args.max_problems)
-        for benchmark in benchmarks
+        load_problems(benchmark, conversational, args.system_prompt, args.max_problems) for benchmark in benchmarks
     ]
-    judge = Judge(_verifier(args.verifier, args.verifier_settings))
-    return Evaluation(settings, problems, tokenizer, judge, folder, args.rejudge), tokenizer
+    return problems, Judge(_verifier(args.verifier, args.verifier_settings))
 
 
 def _verifier(name: str, settings: dict[str, Any]) -> Callable:
@@ -264,10 +316,12 @@ def _open_engine(args: argparse.Namespace, evaluation: "Evaluation", tokenizer: 
 
     model = resolve(args.model)
     loading = {name: getattr(args, name) for name in ("revision", "dtype", "trust_remote_code")}
+    given = {name: getattr(args, name) for name in _ONLY_OF}
+    own = {name: _ONLY_OF[name][1] if value is None else value for name, value in given.items()}
     if args.engine == "transformers":
         from ..evaluation.engines.in_process import TransformersEngine
 
-        return TransformersEngine.load(model, tokenizer, batch_size=args.batch_size, **loading)
+        return TransformersEngine.load(model, tokenizer, batch_size=own["batch_size"], **loading)
     needed = evaluation.longest_prompt + args.max_new_tokens
     if args.engine == "server":
         from ..evaluation.engines.server import ServerEngine
@@ -278,9 +332,7 @@ def _open_engine(args: argparse.Namespace, evaluation: "Evaluation", tokenizer: 
             longest_prompt=evaluation.longest_prompt,
             max_new_tokens=args.max_new_tokens,
             model=args.server_model,
-            concurrency=args.concurrency,
-            request_timeout=args.request_timeout,
-            retry_timeout=args.retry_timeout,
+            **{name: own[name] for name in ("concurrency", "request_timeout", "retry_timeout")},
         )
     from ..evaluation.engines.vllm import VLLMEngine
 
@@ -290,7 +342,7 @@ def _open_engine(args: argparse.Namespace, evaluation: "Evaluation", tokenizer: 
             f"`max_new_tokens` ({args.max_new_tokens}) need {needed}."
         )
     chosen = {name: getattr(args, name) for name in ("tensor_parallel_size", "gpu_memory_utilization")}
-    settings = {name: value for name, value in chosen.items() if value is not None} | args.vllm_settings
+    settings = {name: value for name, value in chosen.items() if value is not None} | (args.vllm_settings or {})
     return VLLMEngine(model, tokenizer, max_model_len=args.max_model_len or needed, **loading, **settings)
 
 

@@ -18,6 +18,14 @@ QUESTIONS = ("problem", "question")
 ANSWERS = ("answer", "final_answer", "solution", "gold")  # in HuggingFaceH4/aime_2024 `solution` is a worked one
 
 
+# What `sgopd eval` calls the settings of `sgopd train` that mistakes are reported under
+_OPTIONS = {
+    "`max_train_samples`": "`max_problems`",
+    "`dataset_prompt_column`": "`prompt_column`",
+    "`dataset_answer_column`": "`answer_column`",
+}
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A dataset and the columns that an evaluation takes of it.
@@ -127,7 +135,14 @@ def load_problems(benchmark: Benchmark, conversational: bool, system_prompt: str
         box_answer=benchmark.box_answer,
         conversational=conversational,
     )
-    return Problems(benchmark.name, prepare_dataset(dataset, form, max_samples=limit), template)
+    try:
+        rows = prepare_dataset(dataset, form, max_samples=limit)
+    except ValueError as error:
+        message = str(error)
+        for theirs, ours in _OPTIONS.items():
+            message = message.replace(theirs, ours)
+        raise ValueError(f"{benchmark.source}: {message}") from error
+    return Problems(benchmark.name, rows, template)
 
 
 def _first(candidates: Sequence[str], columns: Sequence[str], benchmark: Benchmark, setting: str) -> str:

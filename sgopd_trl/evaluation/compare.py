@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 
 
 # A difference in one of these is a difference of the protocol, not of the models
-_PROTOCOL = ("temperature", "top_p", "max_new_tokens", "verifier", "verifier_settings", "system_prompt")
+_PROTOCOL = (
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "verifier",
+    "verifier_settings",
+    "system_prompt",
+    "chat_template_kwargs",
+    "engine",
+    "dtype",
+    "vllm_settings",
+)
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ class Evaluation:
                     for place, (key, row, ids) in enumerate(lines)
                 ]
             )
-            if rejudge:
-                self.files[each.name].forget_verdicts()
+        if rejudge:
+            folder.forget_verdicts([each.name for each in problems], settings.of_verdicts())
         folder.remember(remembered)
 
     @property
@@ -108,8 +108,8 @@ class Evaluation:
             EngineError: when the engine cannot answer. What has finished is kept.
         """
         missing = self.judge_leftovers()
+        progress.start(self.total - len(missing), self.total)
         if not missing:
-            progress.start(self.total, self.total)
             return
         settings = SamplingSettings(
             temperature=self.settings.temperature,
@@ -118,7 +118,6 @@ class Evaluation:
             max_new_tokens=self.settings.max_new_tokens,
         )
         with closing(open_engine()) as engine, closing(engine.generate(missing, settings)) as batches:
-            progress.start(self.total - len(missing), self.total)
             for finished in batches:
                 by_benchmark: dict[str, list[Line]] = defaultdict(list)
                 for request, sample in finished:

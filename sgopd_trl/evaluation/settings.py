@@ -18,6 +18,7 @@ class EvaluationSettings:
     Args:
         model: Hub id, directory or "miniature:NAME". revision: of a Hub id. weights: hash of a directory's weights.
         engine: one of `ENGINES`. dtype: of the weights; `None` is the engine's choice.
+        vllm_settings: further arguments of vLLM's `LLM`.
         k: of avg@k and pass@k. n: samples a problem, at least k; `None`: k.
         temperature: 0 is greedy, for n = 1 only. top_p: nucleus, in (0, 1]. max_new_tokens: tokens.
         seed: of the samples; each has its own, made from this one, the benchmark's name, the problem's
@@ -35,6 +36,7 @@ class EvaluationSettings:
     revision: str | None = None
     weights: str | None = None
     dtype: str | None = None
+    vllm_settings: dict[str, Any] | None = None
     k: int = 32
     n: int | None = None
     temperature: float = 1.0

@@ -117,6 +117,7 @@ class BenchmarkFiles:
         return keys, others
 
     def forget_verdicts(self) -> None:
+        """Removes the verdicts, so that all samples there are will be judged anew."""
         self.verdicts.path.unlink(missing_ok=True)
 
 
@@ -157,8 +158,7 @@ class OutputFolder:
         Raises:
             ValueError: naming what differs.
         """
-        path = self.path / _SETTINGS
-        old = json.loads(path.read_text()) if path.exists() else None
+        old = self._remembered()
         if old is not None:
             changed = differences(old["samples"], of_samples)
             prompts = {f"prompt_template of {name}": old["templates"].get(name, now) for name, now in templates.items()}
@@ -173,6 +173,19 @@ class OutputFolder:
                 )
             templates = old["templates"] | templates
         return {"samples": of_samples, "verdicts": of_verdicts, "templates": templates}
+
+    def forget_verdicts(self, benchmarks: Sequence[str], of_verdicts: Line) -> None:
+        """Removes the verdicts of these benchmarks; those of all benchmarks in the folder where the settings, of which it
+        remembers one for all, have changed."""
+        old = self._remembered()
+        if old is not None and differences(old["verdicts"], of_verdicts):
+            benchmarks = [path.parent.name for path in self.path.glob("*/verdicts.jsonl")]
+        for name in benchmarks:
+            self[name].forget_verdicts()
+
+    def _remembered(self) -> Line | None:
+        path = self.path / _SETTINGS
+        return json.loads(path.read_text()) if path.exists() else None
 
     def remember(self, settings: Line) -> None:
         """Keeps the settings, for the next `check`."""
