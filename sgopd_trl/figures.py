@@ -47,9 +47,10 @@ def plot_dynamics(log_history: Log, path: str | Path) -> None:
         ValueError: no entry has one of the metrics.
     """
     figure = Figure(figsize=(9, 6), layout="constrained")
+    curves = {name: _series(log_history, name) for name, *_ in _DYNAMICS}
+    half = _half([steps for steps, _ in curves.values()])
     for axes, (name, title, unit) in zip(figure.subplots(2, 2).flat, _DYNAMICS, strict=True):
-        steps, values = _series(log_history, name)
-        half = len(values) // 40
+        steps, values = curves[name]
         axes.plot(steps, values, color=_LINE, alpha=0.4 if half else 1.0, linewidth=1, marker=_marker(steps))
         if half:
             axes.plot(steps, _running_mean(values, half), color=_LINE, linewidth=2)
@@ -80,7 +81,7 @@ def plot_sign_shares(log_history: Log, path: str | Path) -> None:
     steps = _series(log_history, "sign/agree")[0]
     values = {name: _series(log_history, f"sign/{name}")[1] for name in CLASS_COLOURS}
     labels = [f"{name} (mean {value.mean():.0%})" for name, value in values.items()]
-    half = len(steps) // 40
+    half = _half([steps])
     shares.stackplot(
         steps,
         [_running_mean(value, half) for value in values.values()],
@@ -176,11 +177,10 @@ def _plot_panels(logs: Mapping[str, Sequence[Log]], panels: Sequence[tuple[str, 
         row: {"color": _ROW_COLOURS[i % len(_ROW_COLOURS)], "linestyle": _ROW_STYLES[i // len(_ROW_COLOURS) % 4]}
         for i, row in enumerate(logs)
     }
-    half = 0
+    half = _half([steps for name, *_ in drawn for steps, *_ in curves[name].values()])
     handles = {}
     for axes, (name, title, unit) in zip(figure.subplots(lines, columns, squeeze=False).flat, drawn, strict=True):
         for row, (steps, centre, error) in curves[name].items():
-            half = len(steps) // 40
             centre, error = _running_mean(centre, half), _running_mean(error, half)
             handles[row] = axes.plot(steps, centre, linewidth=1.6, marker=_marker(steps), **styles[row])[0]
             axes.fill_between(
@@ -226,6 +226,12 @@ def _series(log_history: Log, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"no entry of the log has the metric {name!r}: were these logs written by SGOPDTrainer?")
     steps, values = np.array(rows, dtype=float).T
     return steps, values
+
+
+def _half(lines: Sequence[np.ndarray]) -> int:
+    """Neighbours on each side that a figure's running means are over, from its lines' steps: one number for all lines, as
+    the caption says it, which does not flatten the shortest."""
+    return min(map(len, lines)) // 40
 
 
 def _running_mean(values: np.ndarray, half: int) -> np.ndarray:

@@ -110,6 +110,23 @@ def test_running_mean_by_hand():
 # Figures of a study
 
 
+def test_a_figure_says_the_one_mean_that_all_its_lines_are(drawn, tmp_path):
+    """Rows of 200 and of 80 logged steps: means over 2 * (80 // 40) + 1 of both."""
+
+    def alternating(steps: int) -> list[list[dict]]:
+        return [[{"step": step, "reward": float(step % 2)} for step in range(1, steps + 1)]]
+
+    plot_dynamics_of_rows({"long": alternating(200), "short": alternating(80)}, tmp_path / "figure.png")
+    assert drawn[0].get_supxlabel() == "line: mean over 5 logged steps"
+    for line in drawn[0].axes[0].lines:
+        assert set(line.get_ydata()[2:-2]) == {0.4, 0.6}
+    sparse = [row | {"entropy": None} if row["step"] % 2 else row for row in log(160)]
+    plot_dynamics(sparse, tmp_path / "figure.png")
+    assert drawn[1].get_supxlabel() == "thin: each logged step; thick: mean over 5"
+    thick = drawn[1].axes[0].lines[1].get_ydata()
+    assert thick == pytest.approx(_running_mean(drawn[1].axes[0].lines[0].get_ydata(), 2))
+
+
 def runs(*scales: float) -> list[list[dict]]:
     """A log of each seed: a reward of the scale times the step, a sign share of a tenth of it."""
     return [
