@@ -8,6 +8,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from trl import GRPOTrainer
 
 from .evaluation import avg_at_k, pass_at_k
+from .truncation import is_truncated, zero_truncated
 
 
 logger = get_logger(__name__)
@@ -72,9 +73,17 @@ class HeldOutAccuracy:
 
 
 class HeldOutGRPOTrainer(HeldOutAccuracy, GRPOTrainer):
-    """[`~trl.GRPOTrainer`], whose evaluation also gives avg@K and pass@K."""
+    """[`~trl.GRPOTrainer`], whose evaluation also gives avg@K and pass@K.
+
+    Where the arguments have `zero_truncated_reward` and it is true, truncated completions earn nothing, in training too.
+    """
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if getattr(self.args, "zero_truncated_reward", False):
+            ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+            truncated = [is_truncated(ids, self.max_completion_length, ends) for ids in completion_ids_list]
+            truncated = self.accelerator.gather(torch.tensor(truncated, device=self.accelerator.device))
+            rewards = zero_truncated(rewards, truncated)
         self.record_rewards(rewards)
         return rewards

@@ -35,6 +35,7 @@ from .teacher_loss import teacher_cross_entropy
 from .teacher_rollouts import check_bank
 from .teachers import Teacher, TeacherError
 from .teachers.build import check_teacher_tokenizers, open_teachers, teacher_names, teacher_specs
+from .truncation import is_truncated, zero_truncated
 from .verifiers.reward import VerifierFailure
 from .verifiers.watch import stop_if_failing, watched_verifiers
 
@@ -221,7 +222,7 @@ class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
             limit = self.max_completion_length if students else self.teacher_sampling.rollouts.max_completion_length
             truncated = [self.is_truncated(ids, limit) for ids in completion_ids_list]
             truncated = self.accelerator.gather(torch.tensor(truncated, device=self.accelerator.device))
-            rewards = torch.where(truncated.unsqueeze(1) & (rewards > 0), 0.0, rewards)  # penalties and NaN stay
+            rewards = zero_truncated(rewards, truncated)
         if students:
             size = self.num_generations if self.model.training else self.num_generations_eval
             groups = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, size)
@@ -238,7 +239,7 @@ class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
     def is_truncated(self, completion_ids: list[int], limit: int) -> bool:
         """Whether a completion ended at its limit, in tokens, and not by itself."""
         ends = {*self.eos_token_ids, *self.teacher.eos_token_ids, self._tokenizer.pad_token_id}
-        return len(completion_ids) >= limit and completion_ids[-1] not in ends
+        return is_truncated(completion_ids, limit, ends)
 
     def teacher_name(self, row: dict[str, Any]) -> str:
         """The teacher of a row of the dataset."""

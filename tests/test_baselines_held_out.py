@@ -1,6 +1,7 @@
 """Evaluation of the baselines on held-out problems, and early stopping by it."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from safetensors.torch import load_file
 from test_baselines import build, logged  # noqa: F401  the fixture
 
 from sgopd_trl.baselines import held_out
+from sgopd_trl.miniature import make_tokenizer
 
 
 EVALUATES = {"eval_strategy": "steps", "eval_steps": 1, "dataset_name": "miniature", "per_device_eval_batch_size": 256}
 EVALUATES |= {"num_generations_eval": 2, "max_completion_length": 6, "reward_funcs": "exact_answer_reward"}
+EVALUATES |= {"zero_truncated_reward": False}  # of what the small student says most is truncated
 
 
 @pytest.fixture
@@ -51,10 +54,72 @@ def test_several_reward_functions_are_added_up(trainer):
     assert run.evaluate()["eval_avg@2"] == 1.0
 
 
+class Ended:
+    """A verifier that finds everything correct, and counts what the student ended by itself."""
+
+    def __init__(self):
+        self.ended: list[bool] = []
+        tokenizer = make_tokenizer()
+        self.ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+    def __call__(self, completion_ids, **columns):
+        self.ended += [len(ids) < 6 or ids[-1] in self.ends for ids in completion_ids]
+        return [1.0] * len(completion_ids)
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_truncated_completions_are_not_correct(kind, trainer):
+    for zeroed in (True, False):
+        run, reward = trainer(kind, zero_truncated_reward=zeroed), Ended()
+        run.held_out_rewards = [reward]
+        found = run.evaluate()["eval_avg@2"]
+        assert 0 < sum(reward.ended) < len(reward.ended) == 512
+        assert found == pytest.approx(sum(reward.ended) / 512 if zeroed else 1.0)
+
+
+def test_the_reward_that_gkd_logs_is_without_truncated_completions(trainer):
+    for zeroed in (True, False):
+        run = trainer(
+            "gkd", zero_truncated_reward=zeroed, eval_strategy="no", per_device_train_batch_size=16, max_steps=1
+        )
+        run.held_out_rewards = [reward := Ended()]
+        run.train()
+        assert 0 < sum(reward.ended) < 16
+        assert logged(run, "reward") == [pytest.approx(sum(reward.ended) / 16 if zeroed else 1.0)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_grpo_gives_truncated_completions_nothing(training, trainer):
+    for zeroed in (True, False):
+        run = trainer("grpo", zero_truncated_reward=zeroed, num_generations_eval=4)
+        run.reward_funcs = [lambda completions, **columns: [1.0, -0.5, None, 1.0]]
+        run.model.train(training)
+        run._held_out = None if training else []
+        ids = [[5] * 6] * 3 + [[5] * 5 + [run.processing_class.eos_token_id]]
+        rewards = run._calculate_rewards([{"prompt": "1"}] * 4, ["1"] * 4, ["a"] * 4, ids).squeeze(1)
+        assert rewards.nan_to_num(9.0).tolist() == [0.0 if zeroed else 1.0, -0.5, 9.0, 1.0]
+        assert run._held_out == (None if training else [not zeroed, False, False, True])
+
+
+ARGS = SimpleNamespace(zero_truncated_reward=True, max_completion_length=4)
+
+
+def test_rewards_are_zeroed_one_by_one_and_added_up():
+    functions = [
+        lambda **columns: [1.0, 1.0, None, None, 1],
+        lambda **columns: [0.5, -0.5, 0.5, None, float("nan")],
+    ]
+    ids = [[5, 6, 7, 8]] * 2 + [[5, 6, 0]] * 2 + [[5, 6, 7, 0]]
+    totals = held_out.summed_rewards(functions, ARGS, {0}, ids)
+    assert totals.tolist() == [0.0, -0.5, 0.5, 0.0, 1.0]
+    with pytest.raises(ValueError, match="returned 5 rewards for 4 completions"):
+        held_out.summed_rewards(functions, ARGS, {0}, ids[:4])
+
+
 def test_length_ends_with_the_end_of_the_sequence():
-    rewards = held_out._SummedRewards([lambda completion_ids, **columns: [float(len(ids)) for ids in completion_ids]])
+    rewards = held_out._SummedRewards([lambda completion_ids, **columns: list(map(len, completion_ids))], ARGS)
     rewards.eos_token_ids = {0}
-    assert rewards([""] * 3, [""] * 3, [[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]]) == [2.0, 4.0, 1.0]
+    assert rewards([""] * 3, [""] * 3, [[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]]) == [2.0, 0.0, 1.0]
     assert (rewards.tokens, rewards.completions) == (7, 3)
 
 

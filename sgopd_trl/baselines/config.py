@@ -17,6 +17,13 @@ class HeldOutConfig:
         default=0.5,
         metadata={"help": "A completion is correct when the sum of its rewards is above this, as in `SGOPDConfig`."},
     )
+    zero_truncated_reward: bool = field(
+        default=True,
+        metadata={
+            "help": "Give truncated completions the verifier reward 0 (penalties stay), as in `SGOPDConfig`: in evaluation, "
+            "in GRPO's training and in GKD's logs."
+        },
+    )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from ..sampler import EpochSampler
 from ..seeded_sampling import rollout_seed
 from ..teachers.identity import identity_entry, weights_hash
 from ..verifiers.watch import stop_if_failing, watched_verifiers
-from .held_out import HeldOutEvaluation
+from .held_out import HeldOutEvaluation, summed_rewards
 from .rollouts import RolloutsOfPrompts, check_teacher, load_bank_data
 
 
@@ -100,12 +100,11 @@ class GKDTrainer(HeldOutEvaluation, DistillationTrainer):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         columns = {name: [row[name] for row in inputs] for name in inputs[0] if name != "prompt"}
         prompts = [row["prompt"] for row in inputs]
-        rewards = [
-            function(prompts=prompts, completions=texts, completion_ids=ids, trainer_state=self.state, **columns)
-            for function in self.held_out_rewards
-        ]
-        totals = torch.tensor(rewards, dtype=torch.float32, device=self.accelerator.device).nansum(0)
-        self._metrics["train"]["reward"].append(self.accelerator.gather(totals).mean().item())
+        columns |= {"prompts": prompts, "completions": texts, "trainer_state": self.state}
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        totals = summed_rewards(self.held_out_rewards, self.args, ends, ids, **columns)
+        totals = self.accelerator.gather(totals.to(self.accelerator.device))
+        self._metrics["train"]["reward"].append(totals.mean().item())
         stop_if_failing(self.verifiers, self.accelerator)
 
     def _with_rollouts(self, dataset: Dataset) -> Dataset:

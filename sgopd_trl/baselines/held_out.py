@@ -1,5 +1,6 @@
 """Evaluation during training on held-out problems, for trainers whose own evaluation is a loss."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from trl.models import unwrap_model_for_generation
 from ..evaluation import evaluate
 from ..failure import RandomState
 from ..seeded_sampling import rollout_seed
+from ..truncation import is_truncated, zero_truncated
 
 
 class HeldOutEvaluation:
@@ -62,7 +64,9 @@ class HeldOutEvaluation:
     def _solve(self, dataset: Dataset) -> dict[str, float]:
         """This process's figures, and how many problems they are of."""
         args, k = self.args, held_out_samples(self.args)
-        rewards = _SummedRewards(self.held_out_rewards)
+        rewards = _SummedRewards(self.held_out_rewards, args)
+        rewards.eos_token_ids = _eos_token_ids(self.model, self.processing_class)
+        rewards.pad_token_id = self.processing_class.pad_token_id
         progress = tqdm(
             total=len(dataset),
             desc="Held-out problems",
@@ -81,7 +85,6 @@ class HeldOutEvaluation:
         ):
             if len(dataset) == 0:  # more processes than problems
                 return {f"avg@{k}": 0.0, f"pass@{k}": 0.0, "completions/mean_length": 0.0, "problems": 0}
-            rewards.eos_token_ids = _eos_token_ids(model, self.processing_class)
             found = evaluate(
                 model,
                 _Templated(self.processing_class, args.chat_template_kwargs or {}),
@@ -121,21 +124,56 @@ class _Templated:
         return self.tokenizer.apply_chat_template(*args, **self.chat_template_kwargs, **kwargs)
 
 
+def summed_rewards(
+    functions: list[Callable[..., list[float | None]]],
+    args: Any,
+    ends: set[int | None],
+    completion_ids: list[list[int]],
+    **columns: Any,
+) -> torch.Tensor:
+    """The sum of several reward functions, once truncated completions are zeroed where `args.zero_truncated_reward`.
+
+    Args:
+        args: with `max_completion_length` and `zero_truncated_reward`. ends: ids of the tokens that end a completion.
+        completion_ids: of B completions, without padding. columns: what else the functions take.
+
+    Returns:
+        (B,). What a function could not judge (`None` or NaN) adds nothing, as in TRL.
+
+    Raises:
+        ValueError: when a function returned the wrong number of rewards.
+    """
+    rewards = torch.full((len(completion_ids), len(functions)), math.nan)
+    for number, function in enumerate(functions):
+        found = function(completion_ids=completion_ids, **columns)
+        if len(found) != len(completion_ids):
+            raise ValueError(
+                f"A reward function returned {len(found)} rewards for {len(completion_ids)} completions: {function}."
+            )
+        rewards[:, number] = torch.tensor([math.nan if reward is None else reward for reward in found])
+    if args.zero_truncated_reward:
+        truncated = [is_truncated(ids, args.max_completion_length, ends) for ids in completion_ids]
+        rewards = zero_truncated(rewards, torch.tensor(truncated))
+    return rewards.nansum(1)
+
+
 class _SummedRewards:
     """The sum of several reward functions, that counts the completions' tokens."""
 
-    def __init__(self, functions: list[Callable[..., list[float]]]):
+    def __init__(self, functions: list[Callable[..., list[float | None]]], args: Any):
         self.functions = functions
+        self.args = args
         self.eos_token_ids: set[int] = set()
+        self.pad_token_id: int | None = None
         self.completions = self.tokens = 0
 
     def __call__(self, prompts: list, completions: list, completion_ids: list[list[int]], **columns) -> list[float]:
         kept = [self._until_eos(ids) for ids in completion_ids]
         self.completions += len(kept)
         self.tokens += sum(map(len, kept))
-        columns |= {"prompts": prompts, "completions": completions, "completion_ids": kept}
-        rewards = [function(**columns) for function in self.functions]
-        return [None if None in row else sum(row) for row in zip(*rewards, strict=True)]
+        columns |= {"prompts": prompts, "completions": completions}
+        ends = {*self.eos_token_ids, self.pad_token_id}
+        return summed_rewards(self.functions, self.args, ends, kept, **columns).tolist()
 
     def _until_eos(self, ids: list[int]) -> list[int]:
         return ids[: next((place for place, token in enumerate(ids, 1) if token in self.eos_token_ids), len(ids))]
