@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 
 from sgopd_trl import miniature
 from sgopd_trl.evaluation import evaluate
-from sgopd_trl.miniature import CHECKPOINTS, build, checkpoint_path, make_dataset, make_tokenizer, resolve
+from sgopd_trl.miniature import CHECKPOINTS, build, checkpoint_path, make_dataset, make_tokenizer, resolve, task
 from sgopd_trl.miniature.lines import line_certificate
 from sgopd_trl.miniature.task import (
     PROMPT_TOKENS,
@@ -118,6 +119,17 @@ def test_hard_prompts_have_one_length_and_solutions_many() -> None:
     assert lengths == {(count, 3 * count + 8) for count in range(HARD.least, HARD.most + 1)}
     assert max(length for _, length in lengths) == HARD.solution_tokens == 68
     assert list(make_dataset("train", 300, task="miniature-hard")) == rows
+
+
+def test_the_documented_examples_have_the_tasks_lengths() -> None:
+    short, filled = re.findall(r"^    (\S*=)", task.__doc__, re.MULTILINE)
+    assert (len(short), len(filled)) == (PROMPT_TOKENS, HARD.prompt_tokens)
+    for sentence in (
+        f"there are {HARD.least} to {HARD.most}",
+        f"up to {HARD.prompt_tokens} tokens",
+        f"has up to {HARD.solution_tokens - 1} tokens and `<eos>`",
+    ):
+        assert sentence in " ".join(task.__doc__.split())
 
 
 def test_a_filled_prompt_is_solved_and_certified_as_the_same_prompt_without_commas() -> None:

@@ -8,9 +8,10 @@ A solution has one line of three tokens for the start number and one per operati
 flag is `^` where the operation carried or borrowed and `_` where it did not. Operations and lines are both three
 tokens wide, so the operand of a line is always the same distance away.
 
-In `miniature-hard` there are 6 to 12. Commas fill a prompt up to 39 tokens, which keeps that distance:
+In `miniature-hard` there are 4 to 20. Commas fill a prompt up to 63 tokens, which keeps that distance; a worked solution
+has up to 67 tokens and `<eos>`:
 
-    51;+5;-6;+3;-7;-9;+6,,,,,,,,,,,,,,,,,,=
+    51;+5;-6;+3;-7;-9;+6,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,=
 """
 
 from __future__ import annotations
