@@ -52,10 +52,18 @@ def quick(task: Task, env) -> None:
     if task.label.startswith("fails"):
         raise RuntimeError("the reason")
     if task.label.startswith("slow"):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-        (task.folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+        (task.folder / "pids").write_text(f"{os.getpid()} {start_children()}")
         time.sleep(300)
     time.sleep(0.2)
+
+
+def start_children() -> str:
+    """A process of this group, one of a session of its own, as torch's elastic workers are, and that one's child: pids."""
+    command = [sys.executable, "-c", "import time; time.sleep(300)"]
+    child = subprocess.Popen(command)
+    code = f"import subprocess, time; print(subprocess.Popen({command}).pid, flush=True); time.sleep(300)"
+    apart = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE, text=True)
+    return f"{child.pid} {apart.pid} {apart.stdout.readline()}"
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +112,48 @@ def test_a_task_that_was_cut_off_is_done_again(tmp_path):
     write_record(task, RUNNING)
     assert run_tasks([task], [CPU], Events()) == []
     assert read_record(task.folder)["state"] == FINISHED
+
+
+def test_the_seconds_of_a_run_that_goes_on_are_those_of_all_its_starts(tmp_path):
+    goes_on, again = Task("a", 0, tmp_path / "a", command=("train",)), Task("b", 0, tmp_path / "b", command=("train",))
+    now = time.time()
+    for task in (goes_on, again):  # 10 seconds, then a start that was cut off after 60
+        write_record(task, RUNNING, seconds=10.0, started=now - 100)
+        (task.folder / LOG).touch()
+        os.utime(task.folder / LOG, (now - 40, now - 40))
+    make_checkpoint(goes_on.folder / TRAIN_DIR, 5)
+    assert run_tasks([goes_on, again], [CPU], Events()) == []
+    assert 70 < read_record(goes_on.folder)["seconds"] < 90
+    assert read_record(again.folder)["seconds"] < 20
+
+
+def make_checkpoint(train: Path, step: int, whole: bool = True) -> Path:
+    folder = train / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / ("trainer_state.json" if whole else "model.safetensors")).touch()
+    return folder
+
+
+def test_a_training_goes_on_from_its_last_whole_checkpoint(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("sgopd_trl.cli.main", lambda argv: given.append(argv) or 0)
+    task = Task("a", 0, tmp_path, recipe={}, command=("train",))
+    plain = ["train", "--config", str(tmp_path / "recipe.yaml")]
+    train = tmp_path / TRAIN_DIR
+
+    make_checkpoint(train, 2, whole=False)  # cut off
+    worker._run_command(task)
+    assert given.pop() == plain and not train.exists()
+
+    make_checkpoint(train, 8)
+    last = make_checkpoint(train, 10)
+    make_checkpoint(train, 12, whole=False)
+    worker._run_command(task)
+    assert given.pop() == [*plain, "--resume_from_checkpoint", str(last)]
+
+    (train / "_stages").mkdir()
+    worker._run_command(task)
+    assert given.pop() == [*plain, "--resume_from_checkpoint", "true"]
 
 
 def test_as_many_at_once_as_there_are_slots_each_with_its_devices(tmp_path):
@@ -239,11 +289,11 @@ from sgopd_trl.study.plan import Task
 from sgopd_trl.study import worker
 
 def forever(task):
-    import os, signal, subprocess, threading
+    import os, signal, threading
+    from test_study_scheduler import start_children
     os.setsid()
     threading.Thread(target=worker._end_with_study, daemon=True).start()
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-    (task.folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+    (task.folder / "pids").write_text(f"{os.getpid()} {start_children()}")
     time.sleep(300)
 
 if __name__ == "__main__":
@@ -256,7 +306,8 @@ if __name__ == "__main__":
 def test_a_task_ends_with_a_study_that_is_killed(tmp_path):
     script = tmp_path / "study.py"
     script.write_text(_STUDY)
-    study = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    study = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=env)
     pids = tmp_path / "pids"
     wait_for(lambda: pids.exists() and pids.read_text())
     study.send_signal(signal.SIGKILL)

@@ -9,6 +9,7 @@ from sgopd_trl.cli.errors import UsageError
 from sgopd_trl.study import evaluation
 from sgopd_trl.study.plan import make_plan, task_folder
 from sgopd_trl.study.recipes import merge, resolve_recipes
+from sgopd_trl.study.run import run_study
 from sgopd_trl.study.spec import read_study
 
 
@@ -152,12 +153,48 @@ def test_overrides_that_a_stage_would_not_see_are_refused():
         ({"dataset": "miniature", "k": "many"}, "`evaluation`: argument --k: invalid int value: 'many'."),
         ({"k": 3}, "`evaluation` lacks `dataset`."),
         ({"dataset": "miniature", "trust_remote_code": False}, "leave 'trust_remote_code' out"),
+        ({"dataset": "miniature", "k": 0}, "`evaluation`: `k` must be at least 1, got 0."),
+        ({"dataset": "miniature", "top_p": 1.5}, "`evaluation`: `top_p` must be in (0, 1], got 1.5."),
+        (
+            {"dataset": "miniature", "engine": "server"},
+            "`evaluation`: --engine server and --server_url belong together.",
+        ),
+        ({"dataset": "miniature", "batch_size": 8}, "`evaluation`: --batch_size is of --engine transformers"),
     ],
 )
 def test_evaluations_refused(settings, message):
     with pytest.raises(UsageError) as error:
         evaluation.check(settings)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"verifier": "mth"}, "`evaluation`: Unknown reward function 'mth'. Did you mean 'math'?"),
+        ({"dataset": "no.jsonl"}, "`evaluation`: The dataset file no.jsonl does not exist"),
+        ({"max_problems": 0}, "`evaluation`: miniature: `max_problems` must be at least 1, got 0."),
+        ({"verifier": "code", "max_problems": 4}, "`evaluation`: miniature: 4 of 4 gold answers are malformed"),
+    ],
+)
+def test_data_and_verifiers_refused(settings, message):
+    settings = {"dataset": "miniature"} | settings
+    evaluation.check(settings)
+    with pytest.raises(UsageError) as error:
+        evaluation.check_data(settings)
+    assert message in str(error.value)
+
+
+def test_data_that_are_there():
+    evaluation.check_data({"dataset": "miniature", "verifier": "exact_answer_reward", "max_problems": 4})
+
+
+def test_the_data_are_looked_at_before_the_first_run(study, monkeypatch):
+    monkeypatch.setattr("sgopd_trl.study.processes.start_server", lambda: None)
+    monkeypatch.setattr("sgopd_trl.study.processes.call", lambda function, *args: function(*args))
+    monkeypatch.setattr("sgopd_trl.study.run._run", lambda *args: pytest.fail("a run was started"))
+    with pytest.raises(UsageError, match="no.jsonl does not exist"):
+        run_study(study(evaluation={"dataset": "no.jsonl"}))
 
 
 def test_evaluation_is_a_command_line():
@@ -177,6 +214,30 @@ def test_evaluation_is_a_command_line():
 
 def plan_of(study):
     return make_plan(study, *resolve_recipes(study))
+
+
+def test_runs_are_evaluated_with_random_numbers_of_their_own(study):
+    """Of one seed all rows have the same, as their differences are paired by seed. The folder's hash knows nothing of it."""
+    stated = {"dataset": "miniature", "k": 2, "seed": 10}
+    given = study(evaluation=stated)
+    recipes, _ = resolve_recipes(given)
+    tasks = make_plan(given, recipes, []).runs
+    assert {key: task.evaluation["seed"] for key, task in tasks.items()} == {
+        ("OPD", 0): 10, ("OPD", 1): 11, ("SG-OPD", 0): 10, ("SG-OPD", 1): 11,
+    }  # fmt: skip
+    for name in ("OPD", "SG-OPD"):
+        folder = task_folder(given.runs_dir, "another name", {"recipe": recipes[name], "evaluation": stated})
+        assert tasks[name, 0].folder.parent == tasks[name, 1].folder.parent == folder
+
+
+def test_rollouts_that_no_row_would_find_are_refused(study):
+    step = {"command": "teacher-rollouts", "config": "sgopd.yaml"}
+    with pytest.raises(UsageError, match="sgopd.yaml names no `teacher_bank`.* the same in those of the rows"):
+        resolve_recipes(study(prepare=[step]))
+    bank = {"teacher_bank": "bank"}
+    _, (own,) = resolve_recipes(study(prepare=[step | {"overrides": bank}]))
+    _, (common,) = resolve_recipes(study(prepare=[step], overrides=bank))
+    assert own["teacher_bank"] == common["teacher_bank"] == "bank"
 
 
 def test_one_folder_for_what_is_stated(study, tmp_path):
@@ -217,6 +278,7 @@ def test_shipped_studies(path, tmp_path, monkeypatch):
     study = read_study(path)
     plan = plan_of(study)
     trained = [row for row in study.rows if row.recipe is not None]
+    evaluation.check(study.evaluation)
     assert len(study.seeds) >= 8
     assert len({plan.runs[row.name, 0].folder for row in trained}) == len(trained), "two rows are the same run"
     if path.stem.startswith("study_table"):

@@ -1,5 +1,6 @@
 """What a study's finished runs come to, in the forms that it is written in."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sgopd_trl.study import records
+from sgopd_trl.study.notes import notes
 from sgopd_trl.study.plan import EVALUATION_DIR, SUMMARY, Plan, Task
-from sgopd_trl.study.records import FAILED, FINISHED, write_record
+from sgopd_trl.study.records import FAILED, FINISHED, code_digest, write_record
 from sgopd_trl.study.results import as_json, collect
 from sgopd_trl.study.spec import Row, Study
 from sgopd_trl.study.statistics import Difference, Mean
@@ -22,6 +25,13 @@ SCORES = {  # avg@8 by row and seed
     "Start": {None: 0.10},
     "Not yet": {},
 }
+
+
+def datasets(name: str, seed: int | None) -> dict:
+    """Two data sets of 200 samples. On the gate's seed 1 the judge fails thrice; a tenth of the start's is truncated."""
+    failures = {"timeout": 2, "error": 1} if (name, seed) == ("Gate", 1) else {"timeout": 0, "error": 0}
+    first = {"samples": 200, "truncated": 40 if name == "Start" else 0, "verdicts": {"correct": 7} | failures}
+    return {"first": first, "second": {"samples": 200, "truncated": 0, "verdicts": {"timeout": 0, "error": 0}}}
 
 
 @pytest.fixture
@@ -45,7 +55,9 @@ def results(tmp_path):
                 write_record(task, FINISHED, seconds=1.0)
                 scores = {"avg@8": {"mean": seeds[seed]}, "pass@8": {"mean": 1.0}}
                 (task.folder / EVALUATION_DIR).mkdir()
-                (task.folder / EVALUATION_DIR / SUMMARY).write_text(json.dumps({"average": scores}))
+                (task.folder / EVALUATION_DIR / SUMMARY).write_text(
+                    json.dumps({"average": scores, "datasets": datasets(name, seed)})
+                )
             else:
                 write_record(task, FAILED, error=["no"])
     return study, collect(study, Plan((), runs))
@@ -115,6 +127,49 @@ def test_json_has_every_run(results):
     assert gate["summary"]["avg@8"]["difference"]["n"] == 3
     assert data["rows"][3]["runs"]["model"]["avg@8"] == 0.10
     assert data["rows"][4]["runs"] == {}
+    counts = {"samples": 400, "truncated": 0, "judge_failed": 3}
+    assert {name: gate["runs"]["1"][name] for name in counts} == counts
+    assert gate["runs"]["2"]["judge_failed"] == 0 and data["rows"][3]["runs"]["model"]["truncated"] == 40
+    assert gate["runs"]["1"]["code"] == code_digest() and len(code_digest()) == 12
+
+
+def test_notes_on_failures_and_truncated_samples(results):
+    _, rows = results
+    assert notes(rows) == [
+        "Gate: the judge failed (timeout or error) on 3 of 1200 samples, which count as wrong; verdicts.jsonl of its runs "
+        "says why.",
+        "Truncated samples, which count as wrong: Start 10.0%.",
+    ]
+
+
+def test_a_note_on_rows_of_different_code(results):
+    _, (opd, gate, *others) = results
+    usual = code_digest()
+    gate = dataclasses.replace(gate, codes={0: usual, 1: "abc", 2: None})
+    (line,) = [line for line in notes([opd, gate, *others]) if "code" in line]
+    assert line == (
+        f"Not made by the code of most runs ({usual}): Gate (abc, not recorded). `code` in run.json tells it."
+    )
+
+
+def test_the_digest_is_of_every_module_and_its_name(tmp_path, monkeypatch):
+    def digest() -> str:
+        code_digest.cache_clear()
+        return code_digest()
+
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "package" / "study" / "records.py"))
+    (tmp_path / "package" / "study").mkdir(parents=True)
+    module = tmp_path / "package" / "loss.py"
+    module.write_text("x = 1\n")
+    found = [digest(), digest()]
+    module.write_text("x = 2\n")
+    found.append(digest())
+    module.rename(module.with_name("gain.py"))
+    found.append(digest())
+    (tmp_path / "package" / "notes.txt").write_text("no code")
+    found.append(digest())
+    code_digest.cache_clear()
+    assert found[0] == found[1] and found[3] == found[4] and len(set(found)) == 3
 
 
 def test_rows_of_one_group_that_are_apart_have_two_headings(results):

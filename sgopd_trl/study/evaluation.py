@@ -33,7 +33,7 @@ def command(model: str, settings: Mapping[str, Any], output_dir: Path) -> list[s
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that `sgopd eval` does not know, or whose values it cannot take.
+    """Refuse settings that `sgopd eval` does not know, or whose values it would refuse. Nothing is loaded for it.
 
     Raises:
         UsageError: with the nearest key, or with what is wrong about the value.
@@ -44,7 +44,28 @@ def check(settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         if value is False and _is_switch(key):
             raise UsageError(f"`evaluation`: leave {key!r} out, in the place of false.")
-    _parser().parse_args(command("model", settings, Path("folder")))
+    try:
+        eval_command.check(_parse(settings))
+    except ValueError as error:
+        raise UsageError(f"`evaluation`: {error}") from error
+
+
+def check_data(settings: Mapping[str, Any]) -> None:
+    """Load what the evaluations will judge, and who judges it, before the first run trains. This needs TRL.
+
+    Raises:
+        UsageError: when a dataset or the verifier cannot be loaded, or they do not fit each other.
+    """
+    try:
+        problems, judge = eval_command.load_data(_parse(settings))
+        for each in problems:
+            judge.check(each.name, each.rows.to_list())
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(f"`evaluation`: {error}") from error
+
+
+def _parse(settings: Mapping[str, Any]) -> argparse.Namespace:
+    return _parser().parse_args(command("model", settings, Path("folder")))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
 
     Raises:
         UsageError: for a key that its recipe does not know, an override that no recipe knows or that a stage would not
-            see, and a value that is out of range.
+            see, a value that is out of range, and a `prepare` whose rollouts no row could find.
     """
     sources = [(f"row {row.name!r}", row.recipe, row.overrides) for row in study.rows if row.recipe is not None]
     sources += [("`prepare`", step.config, step.overrides) for step in study.prepare]
@@ -47,7 +47,14 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
         if key not in known_to_any:
             raise UsageError(f"`overrides`: no recipe knows {key!r}.{nearest(key, known_to_any)}")
     names = [row.name for row in study.rows if row.recipe is not None]
-    return dict(zip(names, resolved)), resolved[len(names) :]
+    prepared = resolved[len(names) :]
+    for step, recipe in zip(study.prepare, prepared, strict=True):
+        if not any(each.get("teacher_bank") for each in (recipe, *recipe.get("stages", ()))):
+            raise UsageError(
+                f"`prepare` with {step.config} names no `teacher_bank`: its rollouts would be in a folder that no row reads. "
+                "Name one in its overrides, and the same in those of the rows that train on them."
+            )
+    return dict(zip(names, resolved)), prepared
 
 
 @contextmanager

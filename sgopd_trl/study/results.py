@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .plan import Plan
-from .records import FINISHED, read_record, read_scores
+from .records import FINISHED, read_counts, read_record, read_scores
 from .spec import Study
 from .statistics import Difference, Mean, mean, paired_difference
 
@@ -19,6 +19,8 @@ class RowResult:
         runs: by seed (None for a model that is evaluated as it is), each run's metrics in [0, 1].
         folders: of these runs. seconds: that each took. means: by metric.
         differences: to the baseline, paired by seed, by metric; none for the baseline itself and for a model.
+        counts: of these runs' samples, as `read_counts` has them. codes: digests of the code that made them, None where that
+            was not recorded.
     """
 
     name: str
@@ -29,19 +31,21 @@ class RowResult:
     seconds: Mapping[int | None, float] = field(default_factory=dict)
     means: Mapping[str, Mean] = field(default_factory=dict)
     differences: Mapping[str, Difference] = field(default_factory=dict)
+    counts: Mapping[int | None, Mapping[str, int]] = field(default_factory=dict)
+    codes: Mapping[int | None, str | None] = field(default_factory=dict)
 
 
 def collect(study: Study, plan: Plan) -> list[RowResult]:
     """The rows in the study's order, those without a finished run among them."""
     scores: dict[str, dict[int | None, dict[str, float]]] = {row.name: {} for row in study.rows}
     folders: dict[str, dict[int | None, Path]] = {row.name: {} for row in study.rows}
-    seconds: dict[str, dict[int | None, float]] = {row.name: {} for row in study.rows}
+    records: dict[str, dict[int | None, dict[str, Any]]] = {row.name: {} for row in study.rows}
     for (name, seed), task in plan.runs.items():
         record = read_record(task.folder)
         if record.get("state") == FINISHED:
             scores[name][seed] = read_scores(task.folder)
             folders[name][seed] = task.folder
-            seconds[name][seed] = record["seconds"]
+            records[name][seed] = record
     results = []
     for row in study.rows:
         runs = scores[row.name]
@@ -54,7 +58,18 @@ def collect(study: Study, plan: Plan) -> list[RowResult]:
                     differences[metric] = difference
         means = {metric: mean(list(_by_seed(runs, metric).values())) for metric in metrics}
         results.append(
-            RowResult(row.name, row.group, row.paper, runs, folders[row.name], seconds[row.name], means, differences)
+            RowResult(
+                name=row.name,
+                group=row.group,
+                paper=row.paper,
+                runs=runs,
+                folders=folders[row.name],
+                seconds={seed: record["seconds"] for seed, record in records[row.name].items()},
+                means=means,
+                differences=differences,
+                counts={seed: read_counts(folder) for seed, folder in folders[row.name].items()},
+                codes={seed: record.get("code") for seed, record in records[row.name].items()},
+            )
         )
     return results
 
@@ -80,7 +95,9 @@ def as_json(study: Study, results: list[RowResult]) -> dict[str, Any]:
         runs = {
             "model" if seed is None else str(seed): {
                 **scores,
+                **row.counts[seed],
                 "seconds": row.seconds[seed],
+                "code": row.codes[seed],
                 "folder": str(row.folders[seed]),
             }
             for seed, scores in row.runs.items()

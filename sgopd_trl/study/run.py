@@ -12,6 +12,7 @@ from rich.console import Console
 from ..atomic_file import write_whole
 from ..cli.errors import UsageError
 from . import evaluation, processes, tables
+from .notes import notes
 from .plan import Plan, Task, make_plan
 from .progress import StudyProgress
 from .recipes import resolve_recipes
@@ -57,6 +58,7 @@ def run_study(
     plan = make_plan(study, recipes, prepared)
     code = 0
     if not report_only:
+        processes.call(evaluation.check_data, study.evaluation)
         wanted = choose(plan, wanted_seeds, rows or names)
         code = _run(study, plan.prepare, wanted, jobs, console)
     report(study, plan, console)
@@ -104,6 +106,8 @@ def report(study: Study, plan: Plan, console: Console) -> None:
     for name, text in files.items():
         write_whole(study.output_dir / name, text)
     console.print(tables.terminal(results, study.baseline))
+    for note in notes(results):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     names = [*files, *processes.call(_draw, results, study.baseline, study.dynamics, study.output_dir)]
     where = f"In {study.output_dir}: {', '.join(names)}"
     console.print(where, markup=False, highlight=False, soft_wrap=True)

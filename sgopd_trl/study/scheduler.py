@@ -14,8 +14,8 @@ from filelock import FileLock
 
 from . import processes
 from .plan import Task
-from .records import FAILED, FINISHED, RUNNING, claim, finished, write_record
-from .worker import last_lines
+from .records import FAILED, FINISHED, RUNNING, claim, finished, seconds_so_far, write_record
+from .worker import descendants, last_lines, send_signal, starts_again
 
 
 Slot = Mapping[str, str]  # environment variables that say which device is a task's
@@ -39,6 +39,7 @@ class _Active:
     slot: Slot
     lock: FileLock
     since: float
+    before: float  # seconds of earlier starts that this one goes on from
 
 
 def make_slots(gpus: Sequence[str], gpus_per_run: int, jobs: int | None) -> list[Slot]:
@@ -109,8 +110,9 @@ def run_tasks(tasks: Iterable[Task], slots: Sequence[Slot], watcher: Watcher) ->
 
 def _start(task: Task, slot: Slot, lock: FileLock) -> _Active:
     device = f"GPU {slot['CUDA_VISIBLE_DEVICES']}" if slot["CUDA_VISIBLE_DEVICES"] else "CPU"
-    write_record(task, RUNNING, device=device, started=time.time())
-    return _Active(task, processes.start(task, slot), slot, lock, time.monotonic())
+    before = 0.0 if starts_again(task) else seconds_so_far(task.folder)
+    write_record(task, RUNNING, device=device, started=time.time(), seconds=before)
+    return _Active(task, processes.start(task, slot), slot, lock, time.monotonic(), before)
 
 
 def _finish(run: _Active) -> list[str] | None:
@@ -120,25 +122,29 @@ def _finish(run: _Active) -> list[str] | None:
     code = run.process.exitcode
     error = None if code == 0 else [*last_lines(run.task.folder), f"exit code {code}"]
     values = {"error": error} if error else {}
-    seconds = round(time.monotonic() - run.since, 1)
+    seconds = round(run.before + time.monotonic() - run.since, 1)
     write_record(run.task, FINISHED if error is None else FAILED, seconds=seconds, exit_code=code, **values)
     run.lock.release()
     return error
 
 
 def _end(active: Sequence[_Active]) -> None:
+    started = [process for run in active for process in descendants(run.process.pid)]
     for run in active:
         _signal(run.process, signal.SIGTERM)
+    send_signal(started, signal.SIGTERM)
     deadline = time.monotonic() + _GRACE
     for run in active:
         run.process.join(max(0.0, deadline - time.monotonic()))
         _signal(run.process, signal.SIGKILL)
         run.process.join()
+    send_signal(started, signal.SIGKILL)
+    for run in active:
         run.lock.release()
 
 
 def _signal(process: BaseProcess, number: int) -> None:
-    """Signal a process with all that it started."""
+    """Signal a process with its group."""
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

@@ -9,9 +9,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+import psutil
 
 from ..atomic_file import write_whole
 from . import evaluation
@@ -69,13 +72,30 @@ def _run_command(task: Task) -> None:
     train_dir = task.folder / TRAIN_DIR
     argv = [*task.command, "--config", str(write_recipe(task))]
     if task.command[0] == "train":
-        if (train_dir / "_stages").is_dir() or any(train_dir.glob("checkpoint-*/trainer_state.json")):
-            argv += ["--resume_from_checkpoint", "true"]
+        checkpoint = _checkpoint(train_dir)
+        if checkpoint is not None:
+            argv += ["--resume_from_checkpoint", checkpoint]
         else:
             shutil.rmtree(train_dir, ignore_errors=True)
     code = main(argv)
     if code:
         raise SystemExit(code)
+
+
+def _checkpoint(train_dir: Path) -> str | None:
+    """What a training goes on from: its last whole checkpoint, since one that was being written may have a higher number;
+    "true" where the recipe has stages, which look for their own. None where it starts again."""
+    if (train_dir / "_stages").is_dir():
+        return "true"
+    whole = [path.parent for path in train_dir.glob("checkpoint-*/trainer_state.json")]  # this file is written last
+    last = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return None if last is None else str(last)
+
+
+def starts_again(task: Task) -> bool:
+    """Whether nothing is left of what a task's earlier starts have done."""
+    is_training = task.command[:1] == ("train",) and not (task.folder / TRAINED).is_file()
+    return is_training and _checkpoint(task.folder / TRAIN_DIR) is None
 
 
 def _evaluate(task: Task) -> None:
@@ -111,9 +131,28 @@ def last_lines(folder: Path, number: int = 15) -> list[str]:
     return lines[starts[-1] + 1 if starts else 0 :][-number:]
 
 
+def descendants(pid: int) -> list[psutil.Process]:
+    """What a process has started, and what that has; also what has a session of its own, as torch's elastic workers do.
+
+    To be asked while the process is alive: nothing tells afterwards whose they were.
+    """
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def send_signal(processes: Iterable[psutil.Process], number: int) -> None:
+    """Signal those of the processes that are still there."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
 def _end_with_study() -> None:
     study: Any = multiprocessing.parent_process()
     study.join()
+    send_signal(descendants(os.getpid()), signal.SIGKILL)
     os.killpg(0, signal.SIGKILL)
 
 
