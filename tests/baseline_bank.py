@@ -57,6 +57,11 @@ def rollouts_of(folder: Path) -> list[BankRollout]:
     return [bank.get(row["key"]) for row in bank.store]
 
 
+def gold_is_first(completions: list, solution: list[str], **columns) -> list[float]:
+    """A verifier that finds everything correct of the problem with this gold answer, and nothing else."""
+    return [float(gold == "first") for gold in solution]
+
+
 def broken(completion: str, gold: str) -> bool:
     """A judge that fails."""
     raise RuntimeError("broken")

@@ -12,6 +12,7 @@ from test_baselines import build, logged  # noqa: F401  the fixture
 
 from sgopd_trl.baselines import held_out
 from sgopd_trl.miniature import make_tokenizer
+from sgopd_trl.verifiers import VerifierFailure
 
 
 EVALUATES = {"eval_strategy": "steps", "eval_steps": 1, "dataset_name": "miniature", "per_device_eval_batch_size": 256}
@@ -116,11 +117,39 @@ def test_rewards_are_zeroed_one_by_one_and_added_up():
         held_out.summed_rewards(functions, ARGS, {0}, ids[:4])
 
 
+class Numeric:
+    """A verifier that cannot judge every second completion."""
+
+    __name__ = "numeric"
+
+    def __call__(self, completions, **columns):
+        return [None if n % 2 else 1.0 for n in range(len(completions))]
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_what_the_verifier_cannot_judge_is_not_correct(kind, trainer):
+    run = trainer(kind, per_device_train_batch_size=4, max_steps=1)
+    run.held_out_rewards = [Numeric()]
+    run.train()
+    assert logged(run, "eval_avg@2") == [0.5] and logged(run, "eval_pass@2") == [1.0]
+    assert logged(run, "reward") == ([0.5] if kind == "gkd" else [])
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_a_verifier_that_fails_in_evaluation_stops_the_run(kind, trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = trainer(kind, reward_funcs="baseline_bank.broken")
+    with pytest.raises(VerifierFailure, match="has failed"):
+        run.evaluate()
+    (failures,) = tmp_path.rglob("*failures*.jsonl")
+    assert failures.is_relative_to(tmp_path / "out")
+
+
 def test_length_ends_with_the_end_of_the_sequence():
     rewards = held_out._SummedRewards([lambda completion_ids, **columns: list(map(len, completion_ids))], ARGS)
     rewards.eos_token_ids = {0}
-    assert rewards([""] * 3, [""] * 3, [[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]]) == [2.0, 0.0, 1.0]
-    assert (rewards.tokens, rewards.completions) == (7, 3)
+    assert rewards([[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]], prompts=[""] * 3) == [2.0, 0.0, 1.0]
+    assert (rewards.totals, rewards.lengths) == ([2.0, 0.0, 1.0], [2, 4, 1])
 
 
 @pytest.mark.parametrize("kind", ["sft", "gkd", "grpo"])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +12,20 @@ from tqdm.auto import tqdm
 from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 
-from ..evaluation import evaluate
+from ..evaluation import avg_at_k, evaluate, pass_at_k
 from ..failure import RandomState
 from ..seeded_sampling import rollout_seed
 from ..truncation import is_truncated, zero_truncated
+from ..verifiers.reward import Verifier
+from ..verifiers.watch import stop_if_failing
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Which of a problem's K completions are correct, and their tokens, all together."""
+
+    correct: list[bool]
+    tokens: int
 
 
 class HeldOutEvaluation:
@@ -26,9 +37,11 @@ class HeldOutEvaluation:
 
     Attributes:
         held_out_rewards: the verifier, TRL reward functions whose sum is compared with `correct_reward_threshold`.
+        verifiers: those of them that are `Verifier`s, from `watched_verifiers`.
     """
 
-    held_out_rewards: list[Callable[..., list[float]]]
+    held_out_rewards: list[Callable[..., list[float | None]]]
+    verifiers: list[Verifier]
 
     def evaluate(
         self,
@@ -41,34 +54,40 @@ class HeldOutEvaluation:
             `eval_avg@K` and `eval_pass@K` in [0, 1], and `eval_completions/mean_length` in tokens.
 
         Raises:
-            ValueError: without problems or without a verifier.
+            ValueError: without problems or without a verifier. VerifierFailure: when the verifier fails too often.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if not self.held_out_rewards or dataset is None or len(dataset) == 0:
             raise ValueError("Evaluation needs held-out problems and `reward_funcs`.")
         state = RandomState.now()
         self.model.eval()
-        found = self._solve(dataset.shard(self.accelerator.num_processes, self.accelerator.process_index))
+        solved = self._solve(dataset)
         state.restore()
-        parts = gather_object([found])
-        problems = sum(part["problems"] for part in parts)
+        stop_if_failing(self.verifiers, self.accelerator)
+        solved, k = gather_object(solved), held_out_samples(self.args)
+        correct = [problem.correct for problem in solved]
         metrics = {
-            f"{metric_key_prefix}_{name}": sum(part[name] * part["problems"] for part in parts) / problems
-            for name in parts[0]
-            if name != "problems"
+            f"{metric_key_prefix}_avg@{k}": avg_at_k(correct),
+            f"{metric_key_prefix}_pass@{k}": pass_at_k(correct, k),
+            f"{metric_key_prefix}_completions/mean_length": sum(p.tokens for p in solved) / (k * len(solved)),
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _solve(self, dataset: Dataset) -> dict[str, float]:
-        """This process's figures, and how many problems they are of."""
+    def _solve(self, dataset: Dataset) -> list[_Solved]:
+        """This process's share of the problems, each once."""
         args, k = self.args, held_out_samples(self.args)
+        share = math.ceil(len(dataset) / self.accelerator.num_processes)
+        first = self.accelerator.process_index * share
+        # Under ZeRO-3 and FSDP all processes generate together, so all have as many problems: the last ones get some that
+        # other processes solve, and drop them afterwards.
+        mine = dataset.select([number % len(dataset) for number in range(first, first + share)])
         rewards = _SummedRewards(self.held_out_rewards, args)
         rewards.eos_token_ids = _eos_token_ids(self.model, self.processing_class)
         rewards.pad_token_id = self.processing_class.pad_token_id
         progress = tqdm(
-            total=len(dataset),
+            total=share,
             desc="Held-out problems",
             disable=args.disable_tqdm or not self.is_local_process_zero(),
             leave=False,
@@ -83,12 +102,10 @@ class HeldOutEvaluation:
             ) as model,
             DistributedBackend(self.accelerator).summon_full_params(self.model_wrapped, recurse=False),
         ):
-            if len(dataset) == 0:  # more processes than problems
-                return {f"avg@{k}": 0.0, f"pass@{k}": 0.0, "completions/mean_length": 0.0, "problems": 0}
-            found = evaluate(
+            evaluate(
                 model,
                 _Templated(self.processing_class, args.chat_template_kwargs or {}),
-                dataset,
+                mine,
                 rewards,
                 k=k,
                 temperature=args.temperature,
@@ -99,7 +116,14 @@ class HeldOutEvaluation:
                 threshold=args.correct_reward_threshold,
                 progress=lambda done, total: progress.update(done - progress.n),
             )
-        return found | {"completions/mean_length": rewards.tokens / rewards.completions}
+        solved = [
+            _Solved(
+                correct=[reward > args.correct_reward_threshold for reward in rewards.totals[start : start + k]],
+                tokens=sum(rewards.lengths[start : start + k]),
+            )
+            for start in range(0, share * k, k)
+        ]
+        return solved[: max(0, len(dataset) - first)]
 
 
 def held_out_samples(args: Any) -> int:
@@ -158,22 +182,27 @@ def summed_rewards(
 
 
 class _SummedRewards:
-    """The sum of several reward functions, that counts the completions' tokens."""
+    """The sum of several reward functions, that keeps what it has judged.
+
+    Attributes:
+        totals, lengths: of every completion, in order: its reward, and its tokens up to the one that ends it.
+    """
 
     def __init__(self, functions: list[Callable[..., list[float | None]]], args: Any):
         self.functions = functions
         self.args = args
         self.eos_token_ids: set[int] = set()
         self.pad_token_id: int | None = None
-        self.completions = self.tokens = 0
+        self.totals: list[float] = []
+        self.lengths: list[int] = []
 
-    def __call__(self, prompts: list, completions: list, completion_ids: list[list[int]], **columns) -> list[float]:
+    def __call__(self, completion_ids: list[list[int]], **columns: Any) -> list[float]:
         kept = [self._until_eos(ids) for ids in completion_ids]
-        self.completions += len(kept)
-        self.tokens += sum(map(len, kept))
-        columns |= {"prompts": prompts, "completions": completions}
         ends = {*self.eos_token_ids, self.pad_token_id}
-        return summed_rewards(self.functions, self.args, ends, kept, **columns).tolist()
+        rewards = summed_rewards(self.functions, self.args, ends, kept, **columns).tolist()
+        self.totals += rewards
+        self.lengths += map(len, kept)
+        return rewards
 
     def _until_eos(self, ids: list[int]) -> list[int]:
         return ids[: next((place for place, token in enumerate(ids, 1) if token in self.eos_token_ids), len(ids))]

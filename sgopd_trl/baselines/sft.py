@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import Trainer
 from trl import SFTTrainer
 
+from ..verifiers.watch import watched_verifiers
 from .held_out import HeldOutEvaluation
 from .rollouts import load_bank_data
 
@@ -37,6 +38,7 @@ class SFTOnRollouts(HeldOutEvaluation, SFTTrainer):
     def __init__(self, *args: Any, held_out_rewards: list[Callable[..., list[float]]], **kwargs: Any):
         self.held_out_rewards = held_out_rewards
         super().__init__(*args, **kwargs)
+        self.verifiers = watched_verifiers(held_out_rewards, self.args.output_dir)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if dataset_name == "eval":  # problems to be solved, not texts to be learned
