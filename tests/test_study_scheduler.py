@@ -306,7 +306,7 @@ if __name__ == "__main__":
 def test_a_task_ends_with_a_study_that_is_killed(tmp_path):
     script = tmp_path / "study.py"
     script.write_text(_STUDY)
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     study = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=env)
     pids = tmp_path / "pids"
     wait_for(lambda: pids.exists() and pids.read_text())

@@ -15,7 +15,7 @@ from filelock import FileLock
 from . import processes
 from .plan import Task
 from .records import FAILED, FINISHED, RUNNING, claim, finished, seconds_so_far, write_record
-from .worker import descendants, last_lines, send_signal, starts_again
+from .worker import descendants, kill, last_lines, starts_again
 
 
 Slot = Mapping[str, str]  # environment variables that say which device is a task's
@@ -132,13 +132,12 @@ def _end(active: Sequence[_Active]) -> None:
     started = [process for run in active for process in descendants(run.process.pid)]
     for run in active:
         _signal(run.process, signal.SIGTERM)
-    send_signal(started, signal.SIGTERM)
     deadline = time.monotonic() + _GRACE
     for run in active:
         run.process.join(max(0.0, deadline - time.monotonic()))
         _signal(run.process, signal.SIGKILL)
         run.process.join()
-    send_signal(started, signal.SIGKILL)
+    kill(started)
     for run in active:
         run.lock.release()
 

@@ -142,17 +142,17 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def send_signal(processes: Iterable[psutil.Process], number: int) -> None:
-    """Signal those of the processes that are still there."""
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill those of the processes that are still there."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
+            process.kill()
 
 
 def _end_with_study() -> None:
     study: Any = multiprocessing.parent_process()
     study.join()
-    send_signal(descendants(os.getpid()), signal.SIGKILL)
+    kill(descendants(os.getpid()))
     os.killpg(0, signal.SIGKILL)
 
 
