@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from sgopd_trl.baselines.rollouts import RolloutsOfPrompts, load_bank_data
 from sgopd_trl.cli.train import build_trainer, parse, read_command_line
-from sgopd_trl.miniature import make_tokenizer
+from sgopd_trl.miniature import make_dataset, make_tokenizer
 from sgopd_trl.rollout_bank import rollout_key
 from sgopd_trl.verifiers import Verifier, VerifierFailure
 
@@ -258,6 +258,33 @@ def test_a_failing_verifier_stops_the_baseline(kind, build):
 
 
 # All
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        ("grpo", {"teacher_rollouts": "all"}, "`teacher_rollouts` = all means nothing to `trainer: grpo`"),
+        ("sft", {"max_train_samples": 8}, "`max_train_samples` = 8 means nothing to `trainer: sft`: .* give it to"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(kind, setting, message, bank, build):
+    with pytest.raises(ValueError, match=message):
+        build(kind, **setting)
+
+
+@pytest.mark.parametrize("kind", ["gkd", "grpo"])
+def test_long_prompts_are_left_out(kind, build, tmp_path, capsys):
+    rows = [row | {"prompt": row["prompt"][0]["content"]} for row in make_dataset("train", PROMPTS)]
+    rows[3]["prompt"] += "+1" * 20
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"dataset_name": str(tmp_path / "data.jsonl")}
+    assert len(build(kind, **data).train_dataset) == PROMPTS
+    trainer = build(kind, **data, max_prompt_length=40)
+    kept = [prompt[-1]["content"] for prompt in trainer.train_dataset["prompt"]]
+    assert kept == [row["prompt"] for n, row in enumerate(rows) if n != 3]
+    assert "Dropped 1 prompts longer than 40 tokens; 15 are left." in capsys.readouterr().out
+    with pytest.raises(ValueError, match="`max_prompt_length` must be >= 1, got 0"):
+        build(kind, **data, max_prompt_length=0)
 
 
 @pytest.mark.parametrize("kind", ["sft", "gkd", "grpo"])

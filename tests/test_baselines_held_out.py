@@ -223,6 +223,15 @@ def test_a_resumed_run_goes_on_counting(trainer, tmp_path):
     assert run.state.global_step == 4 and logged(run, "eval_avg@2") == [0.25, 0.5, 0.25, 0.0]
 
 
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+@pytest.mark.parametrize("settings", [{}, {"metric_for_best_model": "eval_loss"}])
+def test_the_best_model_by_a_loss_is_refused(kind, settings, trainer):
+    """There is none: without this the first evaluation would end the run."""
+    complete = {name: value for name, value in STOPS.items() if not name.startswith(("early", "metric"))}
+    with pytest.raises(ValueError, match="no loss: .* got '(eval_)?loss', to avg@2 or pass@2"):
+        trainer(kind, **complete | settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -148,14 +148,14 @@ def test_a_recipe_may_name_everything_trl_recipes_do(recipe):
         bf16=False,
         env={"SGOPD_TEST": 1},
     )
-    _, training, use_cpu = read_command_line(
+    _, training, values = read_command_line(
         [f"--config={path}", "--lambda_high", "1.5", "--no_box_answer", "--conversational=true"]
     )
     script, args, model = Parser().parse_args_and_config(training, fail_with_unknown_args=False)
     assert (args.learning_rate, args.stability_tau, args.lambda_high) == (1e-4, None, 1.5)
     assert args.teacher_model_init_kwargs == {"dtype": "bfloat16"} and model.lora_target_modules == "all-linear"
     assert script.reward_funcs == ["exact_answer_reward"] and script.conversational is True
-    assert script.box_answer is False and use_cpu is True
+    assert script.box_answer is False and values.use_cpu is True
 
 
 def test_env_is_set_before_anything_is_imported(recipe, capsys, monkeypatch):
@@ -394,6 +394,11 @@ def test_script_arguments_do_not_shadow_the_trainers(trainer):
         ("gkd", {"lmbd": 0.5}, "Unknown key 'lmbd' in recipe.yaml. Did you mean 'lmbda'?"),
         ("gkd", {"teacher_model_name_or_path": None}, "`teacher_model_name_or_path` is needed"),
         ("gkd", {"beta": "half"}, "`beta` must be float, got 'half'"),
+        (
+            "sgopd",
+            {"teacher_rollouts": "all"},
+            "means nothing to `trainer: sgopd`: `teacher_sampling_filter_correct` says",
+        ),
         ("sgopd", {"teacher_rollouts": "some"}, "`teacher_rollouts` must be one of verified, all, got 'some'"),
     ],
 )

@@ -225,12 +225,12 @@ DIFFERENT = {  # from the best run, by method: what its recipes may set otherwis
     "grpo": GATE
     | SAMPLING
     | ANCHOR
-    | {"trainer", "stability_tau", "learning_rate", "max_prompt_length"}
+    | {"trainer", "stability_tau", "learning_rate"}
     | {"teacher_model_name_or_path", "teacher_model_init_kwargs"},
     "gkd": GATE
     | SAMPLING
     | ANCHOR
-    | {"trainer", "stability_tau", "lmbda", "max_prompt_length", "num_generations"}
+    | {"trainer", "stability_tau", "lmbda", "num_generations"}
     | {"num_iterations", "loss_type"}
     | IMPORTANCE,
     "sft": ROLLOUTS,

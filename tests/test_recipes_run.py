@@ -421,8 +421,8 @@ def test_time_separated(path, tmp_path, monkeypatch, trainers, routed):
     assert len(bank_of(tmp_path)) == 6 * PROMPTS // 7
     first, second = trainers
     assert type(first) is SFTOnRollouts and len(first.train_dataset) == sum(bank_of(tmp_path)["correct"])
-    steps_in(tmp_path / "out" / "stage1_sft")
-    assert second.model.name_or_path == str(tmp_path / "out" / "stage1_sft")
+    steps_in(tmp_path / "out" / "_stages" / "stage1_sft")
+    assert second.model.name_or_path == str(tmp_path / "out" / "_stages" / "stage1_sft")
     assert [row["teacher_sampling/alpha"] for row in steps] == [0, 0]
     update = {"config_sft_then_opd": opd, "config_1.5_interp0.7": gated(1.5, shrunk(0.7))}.get(path.stem, BEST)
     for r in routed:

@@ -2,13 +2,16 @@
 
 import json
 import os
+from fnmatch import fnmatch
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from test_cli import refused
+from transformers import Trainer
 
 from sgopd_trl.cli import main
 from sgopd_trl.cli.stages import read_stages
@@ -77,14 +80,24 @@ def test_top_level_keys_go_to_the_stages_that_know_them():
 def test_folders_and_models_follow_one_another():
     found = stages_of(stages=[ROLLOUTS, SFT, GATE, {"name": "more"}])
     folders = {name: recipe["output_dir"] for name, recipe in found.items()}
-    assert folders == {"rollouts": "out/rollouts", "sft": "out/sft", "gate": "out/gate", "more": "out"}
+    assert folders == {
+        "rollouts": "out/_stages/rollouts",
+        "sft": "out/_stages/sft",
+        "gate": "out/_stages/gate",
+        "more": "out",
+    }
     models = {name: recipe["model_name_or_path"] for name, recipe in found.items()}
-    assert models == {"rollouts": "miniature:guess", "sft": "miniature:guess", "gate": "out/sft", "more": "out/gate"}
+    assert models == {
+        "rollouts": "miniature:guess",
+        "sft": "miniature:guess",
+        "gate": "out/_stages/sft",
+        "more": "out/_stages/gate",
+    }
     named = stages_of(stages=[SFT, GATE | {"model_name_or_path": "miniature:nine"}])
     assert named["gate"]["model_name_or_path"] == "miniature:nine"
     given = stages_of("--output_dir", "here", "--model_name_or_path=miniature:noisy")
-    assert (given["sft"]["output_dir"], given["sft"]["model_name_or_path"]) == ("here/sft", "miniature:noisy")
-    assert (given["gate"]["output_dir"], given["gate"]["model_name_or_path"]) == ("here", "here/sft")
+    assert (given["sft"]["output_dir"], given["sft"]["model_name_or_path"]) == ("here/_stages/sft", "miniature:noisy")
+    assert (given["gate"]["output_dir"], given["gate"]["model_name_or_path"]) == ("here", "here/_stages/sft")
 
 
 def test_stages_share_a_bank_that_is_their_own():
@@ -110,6 +123,27 @@ def test_the_command_line_reaches_all_stages_or_one():
     found = stages_of("--learning_rate", "1e-4", "--no_box_answer", "--lambda_high=1.5", "--sft.max_steps", "5")
     assert found["gate"]["arguments"] == ["--learning_rate", "1e-4", "--no_box_answer", "--lambda_high=1.5"]
     assert found["sft"]["arguments"] == ["--learning_rate", "1e-4", "--no_box_answer", "--max_steps", "5"]
+
+
+def test_only_the_last_stage_s_model_is_pushed(monkeypatch):
+    for found in (stages_of(push_to_hub=True), stages_of("--push_to_hub"), stages_of("--push_to_hub", "true")):
+        pushed = {name: recipe.get("push_to_hub") or recipe["arguments"] for name, recipe in found.items()}
+        assert not pushed["rollouts"] and not pushed["sft"] and pushed["gate"]
+    assert stages_of(stages=[SFT | {"push_to_hub": True}, GATE])["sft"]["push_to_hub"] is True
+    api = MagicMock()
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: api)
+    Trainer.push_to_hub(MagicMock(hub_model_id="me/model"))
+    ignored = api.upload_folder.call_args.kwargs["ignore_patterns"]
+    path = str(Path(stages_of()["sft"]["output_dir"], "model.safetensors").relative_to("out"))
+    assert any(fnmatch(path, pattern) for pattern in ignored)
+
+
+def test_a_key_that_means_nothing_to_a_trainer_goes_to_the_other_stages():
+    found = stages_of(teacher_rollouts="all")
+    assert [name for name, recipe in found.items() if "teacher_rollouts" in recipe] == ["sft"]
+    assert [name for name, recipe in found.items() if "max_train_samples" in recipe] == ["rollouts", "gate"]
+    found = stages_of("--teacher_rollouts", "all")
+    assert [name for name, recipe in found.items() if recipe["arguments"]] == ["sft"]
 
 
 # What is refused
@@ -152,6 +186,18 @@ def test_the_command_line_reaches_all_stages_or_one():
         ({"resume_from_checkpoint": "out/checkpoint-2"}, "must be true or false, got 'out/checkpoint-2'"),
         ({"dataset_name": None}, "Stage 'rollouts' of staged.yaml: `dataset_name` is needed"),
         ({"stages": [SFT, GATE]}, "Stage 'sft' of staged.yaml: `teacher_bank` is needed"),
+        (
+            {"stages": [ROLLOUTS, SFT, GATE | {"early_stopping_patience": 2}]},
+            "Stage 'gate' of staged.yaml: `early_stopping_patience` = 2 needs `eval_strategy`",
+        ),
+        (
+            {"stages": [ROLLOUTS, SFT, GATE | {"verifier_settings": {"numeric": {}}}]},
+            "Stage 'gate' of staged.yaml: `verifier_settings` are for ['numeric']",
+        ),
+        (
+            {"stages": [ROLLOUTS, SFT | {"max_train_samples": 8}, GATE]},
+            "Stage 'sft' of staged.yaml: `max_train_samples` = 8 means nothing to `trainer: sft`",
+        ),
     ],
 )
 def test_recipes_refused(settings, message, recipe, capsys, tmp_path):
@@ -167,6 +213,10 @@ def test_recipes_refused(settings, message, recipe, capsys, tmp_path):
             ["--max_steps", "3"],
             "--max_steps would not reach stage 'rollouts', which states `max_steps` itself. Give it as --rollouts.max_steps",
         ),
+        (
+            ["--model_name_or_path", "miniature:nine"],
+            "--model_name_or_path would not reach stage 'gate', which states `model_name_or_path` itself",
+        ),
         (["--lamda_high", "3"], "Unknown argument '--lamda_high'. Did you mean '--lambda_high'?"),
         (["--gaet.max_steps", "3"], "there is no stage 'gaet'. Did you mean '--gate'?"),
         (
@@ -179,7 +229,8 @@ def test_recipes_refused(settings, message, recipe, capsys, tmp_path):
     ],
 )
 def test_command_lines_refused(args, message, recipe, capsys, tmp_path):
-    error, code = refused(capsys, "train", "--config", recipe(), *args)
+    own = GATE | ({"model_name_or_path": "miniature:clean"} if args[0] == "--model_name_or_path" else {})
+    error, code = refused(capsys, "train", "--config", recipe(stages=[ROLLOUTS, SFT, own]), *args)
     assert message in error and code == 2 and not (tmp_path / "out").exists()
 
 
@@ -197,6 +248,22 @@ def test_each_stage_is_launched(recipe, monkeypatch, tmp_path):
     assert [command[0] for _, command in launched] == ["teacher-rollouts", "train", "train"]
     assert all(flags[-2:] == ["--num_processes", "2"] for flags, _ in launched)
     assert launched[1][1][1:] == ["--config", str(tmp_path / "out" / "_stages" / "sft.yaml")]
+
+
+def test_ranges_are_checked_for_as_many_processes_as_will_be_launched(recipe, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sgopd_trl.cli.train.launch_training", lambda flags, command, gpus: 0)
+    launch = ["--accelerate_config", "ddp"]  # two processes
+    half = GATE | {"per_device_train_batch_size": 2}  # with groups of 4
+    assert main(["train", "--config", recipe(stages=[ROLLOUTS, SFT, half]), *launch]) == 0
+    assert (
+        "must be divisible by num_generations"
+        in refused(capsys, "train", "--config", recipe(stages=[ROLLOUTS, SFT, half]), *launch, "--num_processes", "1")[
+            0
+        ]
+    )
+    stages = [ROLLOUTS, SFT, half | {"lambda_high": 0.5}]
+    error, _ = refused(capsys, "train", "--config", recipe(stages=stages), *launch)
+    assert "Stage 'gate' of staged.yaml: `lambda_high` must be >= 1, got 0.5" in error
 
 
 def test_a_stage_that_fails_ends_the_run(recipe, monkeypatch, tmp_path):
@@ -231,7 +298,7 @@ def test_a_staged_run_and_how_it_goes_on(recipe, tmp_path, capsys, monkeypatch):
     ]
     assert dict(os.environ) == before
     assert [row["step"] for row in read_metrics(out / "metrics.jsonl") if "reverse_kl" in row] == [1, 2]
-    assert len([row for row in read_metrics(out / "sft" / "metrics.jsonl") if "loss" in row]) == 2
+    assert len([row for row in read_metrics(out / "_stages" / "sft" / "metrics.jsonl") if "loss" in row]) == 2
     weights = load_file(out / "model.safetensors")
 
     # each stage by itself does the same

@@ -27,6 +27,21 @@ class HeldOutConfig:
 
 
 @dataclass
+class PromptConfig:
+    """Which prompts of the training data are kept. The name is that of `SGOPDConfig`."""
+
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Longest prompt, in tokens; longer ones are filtered, not truncated. Appendix C: 2,048."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_prompt_length is not None:
+            _check_at_least_one(self, "max_prompt_length")
+
+
+@dataclass
 class SFTBaselineConfig(HeldOutConfig, SFTConfig):
     """
     Configuration of [`SFTOnRollouts`]: every argument of [`~trl.SFTConfig`], and those below.
@@ -62,7 +77,7 @@ class SFTBaselineConfig(HeldOutConfig, SFTConfig):
 
 
 @dataclass
-class GKDConfig(HeldOutConfig, DistillationConfig):
+class GKDConfig(PromptConfig, HeldOutConfig, DistillationConfig):
     r"""
     Configuration of [`GKDTrainer`]: every argument of [`~trl.DistillationConfig`], and those below.
 
@@ -91,7 +106,7 @@ class GKDConfig(HeldOutConfig, DistillationConfig):
             "teacher's rollouts of the same prompts, from `teacher_bank` (GKD's Algorithm 1). GKD's Figure 1: 1."
         },
     )
-    teacher_bank: str | None = field(default=None, metadata={"help": f"{_BANK_HELP} Not needed at `lmbda` = 1."})
+    teacher_bank: str | None = field(default=None, metadata={"help": f"{_BANK_HELP} Not read at `lmbda` = 1."})
     num_generations_eval: int = field(
         default=8, metadata={"help": "K, completions a held-out problem in evaluation: `eval_avg@K`, `eval_pass@K`."}
     )
@@ -109,7 +124,7 @@ class GKDConfig(HeldOutConfig, DistillationConfig):
 
 
 @dataclass
-class GRPOBaselineConfig(HeldOutConfig, GRPOConfig):
+class GRPOBaselineConfig(PromptConfig, HeldOutConfig, GRPOConfig):
     """Configuration of [`GRPOBaseline`]: every argument of [`~trl.GRPOConfig`], with TRL's defaults, and those above."""
 
 

@@ -145,7 +145,7 @@ def build(script_args: Any, args: Any, parts: Any) -> Trainer:
         model=parts.model,
         teacher_model=teacher,
         args=args,
-        train_dataset=parts.train_dataset,
+        train_dataset=parts.short_prompts(args),
         eval_dataset=parts.eval_dataset,
         processing_class=parts.tokenizer,
         callbacks=parts.callbacks,

@@ -19,10 +19,16 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class TrainerKind:
-    """What `trainer: NAME` takes: the class of its settings, and those that it cannot do without, with an example."""
+    """What `trainer: NAME` takes.
+
+    Attributes:
+        config: the class of its settings. needed: those that it cannot do without, with an example.
+        unused: the command's settings that mean nothing to it, with what to do instead.
+    """
 
     config: type
     needed: dict[str, str]
+    unused: dict[str, str] = field(default_factory=dict)
 
 
 _MODEL = {"model_name_or_path": "Qwen/Qwen3-1.7B or miniature:guess"}
@@ -30,10 +36,20 @@ _DATA = {"dataset_name": "data.jsonl or miniature"}
 _VERIFIER = {"reward_funcs": "accuracy_reward or exact_answer_reward"}
 
 TRAINERS = {
-    "sgopd": TrainerKind(SGOPDConfig, _MODEL | _DATA | _VERIFIER),
-    "sft": TrainerKind(SFTBaselineConfig, _MODEL | {"teacher_bank": "runs/teacher-rollouts"}),
+    "sgopd": TrainerKind(
+        SGOPDConfig,
+        _MODEL | _DATA | _VERIFIER,
+        {"teacher_rollouts": "`teacher_sampling_filter_correct` says whether only verified ones are learned"},
+    ),
+    "sft": TrainerKind(
+        SFTBaselineConfig,
+        _MODEL | {"teacher_bank": "runs/teacher-rollouts"},
+        {"max_train_samples": "its data are the rollouts in `teacher_bank`: give it to `sgopd teacher-rollouts`"},
+    ),
     "gkd": TrainerKind(GKDConfig, _MODEL | {"teacher_model_name_or_path": "Qwen/Qwen3-4B or miniature:clean"} | _DATA),
-    "grpo": TrainerKind(GRPOBaselineConfig, _MODEL | _DATA | _VERIFIER),
+    "grpo": TrainerKind(
+        GRPOBaselineConfig, _MODEL | _DATA | _VERIFIER, {"teacher_rollouts": "it has no teacher; leave it out"}
+    ),
 }
 
 
@@ -79,7 +95,10 @@ class SGOPDScriptArguments:
     )
     dataset_filter: str | None = field(
         default=None,
-        metadata={"help": "Keep the rows for which this holds: a column, an operator, a value, as 'difficulty >= 6'."},
+        metadata={
+            "help": "Keep the rows for which this holds: a column, an operator, a value, as 'difficulty >= 6'. Not of a bank: "
+            "the rows that `trainer: sft` trains on are those whose rollouts were made; there it is for evaluation."
+        },
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Keep the first rows only, this many, after the filter."}
@@ -239,6 +258,9 @@ def check_command_line(
     for name, example in TRAINERS[trainer].needed.items():
         if not getattr(values, name):
             raise UsageError(f"`{name}` is needed, in the recipe (--config) or as --{name}; for example {example}.")
+    for name, instead in TRAINERS[trainer].unused.items():
+        if getattr(values, name) is not None:
+            raise UsageError(f"`{name}` = {getattr(values, name)} means nothing to `trainer: {trainer}`: {instead}.")
     if trainer == "sgopd" and not any(getattr(values, name) for name in TEACHERS):
         raise UsageError(
             f"A teacher is needed, in the recipe (--config) or on the command line: one of {', '.join(TEACHERS)}; for "

@@ -111,6 +111,19 @@ def needs_launch(launch: list[str], environ: Mapping[str, str], gpu_count: int) 
     return not under_launcher(environ) and (bool(launch) or gpu_count > 1)
 
 
+def number_of_processes(launch: list[str], gpu_count: int) -> int:
+    """How many processes `accelerate launch` would start, on all machines together."""
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    args = launch_command_parser().parse_args([*resolve_accelerate_config(launch), "-m", "sgopd_trl.cli"])
+    if args.num_processes is not None:
+        return args.num_processes
+    configured = args.config_file is not None or (os.path.isfile(default_config_file) and not args.cpu)
+    stated = load_config_from_file(args.config_file).num_processes if configured else gpu_count
+    return max(1, stated)
+
+
 def launch_training(launch: list[str], command: list[str], gpu_count: int) -> int:
     """Run a subcommand, given with its arguments, through `accelerate launch`, and return its exit code.
 

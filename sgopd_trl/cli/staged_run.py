@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..atomic_file import write_whole
 from .errors import UsageError
 from .launch import launch_flags, split_launch_args, under_launcher
-from .stages import Stage, check_stage, environment_kept, flag_groups, flag_value, read_stages
+from .stages import FOLDER, Stage, check_stage, environment_kept, flag_groups, flag_value, read_stages
 
 
 class StagedRun:
@@ -42,7 +42,7 @@ class StagedRun:
             raise UsageError(f"{source} has no stage with `command: {command}`.")
         for stage in self.stages:
             check_stage(stage, source, self.launch)
-        self.folder = Path(_output_dir(recipe, rest)) / "_stages"  # with an underscore it is not pushed to the Hub
+        self.folder = Path(_output_dir(recipe, rest)) / FOLDER
         self.resumes = resumes and command is None
         self.finished: list[Stage] = []
         for stage in self.stages if self.resumes else ():

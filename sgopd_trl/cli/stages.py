@@ -14,7 +14,7 @@ import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..rollout_bank import identity_hash
-from .arguments import Parser, nearest, trainer_name
+from .arguments import TRAINERS, Parser, nearest, trainer_name
 from .errors import UsageError
 from .launch import launch_flags
 
@@ -27,16 +27,19 @@ HELP = """A recipe may have stages, which run one after another:
     - {name: gate, max_steps: 65}
 
 The recipe's other keys go to every stage that knows them; a stage's own go before them. A stage works in
-output_dir/NAME, the last one in output_dir. A train stage starts from the model of the train stage before it, unless it
+output_dir/_stages/NAME, the last one in output_dir, which is all that `push_to_hub` pushes. A train stage starts from the model of the train stage before it, unless it
 names a `model_name_or_path`; that model is also the default reference. On the command line --KEY VALUE changes the
 recipe's key for all stages, and is refused where a stage states that key itself; --NAME.KEY VALUE changes one stage.
 With `--resume_from_checkpoint true` finished stages are skipped, and the one under way goes on from its last checkpoint.
 Where no `teacher_bank` is named, the stages share one in output_dir. `--accelerate_config` and `accelerate launch`'s own
 flags hold for every stage."""
 
+FOLDER = "_stages"  # in the output folder; with an underscore it is not pushed to the Hub
 COMMANDS = ("train", "teacher-rollouts")
 _OWN = {"train": (), "teacher-rollouts": ("prompts", "batch_size")}  # options that are not training arguments
-_RUN = ("output_dir", "model_name_or_path", "resume_from_checkpoint")  # of the run as a whole: stages are given theirs
+# Of the run as a whole, where no stage states them: stages are given theirs
+_RUN = ("output_dir", "model_name_or_path", "resume_from_checkpoint", "teacher_bank")
+_RESULT = ("push_to_hub",)  # of the last stage, unless another states it
 
 
 @dataclass
@@ -88,7 +91,7 @@ def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -
     if len(set(names)) < len(names):
         raise UsageError(f"{source}: two stages have one name, got {names}.")
     groups = flag_groups(args)
-    of_run = set(_RUN) if any("teacher_bank" in stage.stated for stage in stages) else {*_RUN, "teacher_bank"}
+    of_run = {key for key in _RUN if not any(key in stage.stated for stage in stages)}
     top |= {name: flag_value(group) for name, group in groups if name in of_run}  # the last one, as argparse has it
     groups = [(name, group) for name, group in groups if name not in of_run]
     resumes = str(top.pop("resume_from_checkpoint", False)).lower()
@@ -96,7 +99,9 @@ def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -
         raise UsageError(f"`resume_from_checkpoint` of a recipe with stages must be true or false, got {resumes!r}.")
     output_dir = Path(str(top.pop("output_dir", "trainer_output")))
     launch = {*launch_flags(), "accelerate_config"}
-    keys = {stage.name: {*Parser(stage.trainer).hints, *launch} for stage in stages}
+    keys = {stage.name: {*_known(stage), *launch} for stage in stages}
+    for stage in stages[:-1]:
+        keys[stage.name].difference_update(_RESULT)
     for key in top:
         if key != "env" and not any(key in known for known in keys.values()):
             raise UsageError(
@@ -109,7 +114,7 @@ def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -
         if stage.command != "train":
             stage.recipe.pop("trainer", None)
         stage.recipe |= {key: value for key, value in stage.stated.items() if key not in _OWN[stage.command]}
-        stage.recipe["output_dir"] = str(output_dir if last else output_dir / stage.name)
+        stage.recipe["output_dir"] = str(output_dir if last else output_dir / FOLDER / stage.name)
         stage.options = [
             part for key in _OWN[stage.command] if key in stage.stated for part in (f"--{key}", str(stage.stated[key]))
         ]
@@ -123,9 +128,14 @@ def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -
                 stage.recipe["model_name_or_path"] = before.recipe["output_dir"]
             before = stage
     for name, group in groups:
-        _override(stages, name, group)
+        _override(stages, keys, name, group)
     _share_bank(stages, output_dir, keys)
     return stages, resumes == "true"
+
+
+def _known(stage: Stage) -> set[str]:
+    """The keys that a stage can use."""
+    return Parser(stage.trainer).hints.keys() - TRAINERS[stage.trainer].unused.keys()
 
 
 def _share_bank(stages: Sequence[Stage], output_dir: Path, keys: Mapping[str, set[str]]) -> None:
@@ -148,18 +158,14 @@ def check_stage(stage: Stage, source: str, launch: Sequence[str] = ()) -> None:
         UsageError, ValueError: as the command, with the stage's name.
     """
     from .teacher_rollouts import make_parser
-    from .train import needs_launch, parse, read_command_line
+    from .train import check
 
     with tempfile.TemporaryDirectory() as folder, environment_kept():
         try:
             argv = stage.argv(stage.write(Path(folder)), launch)
             if stage.command == "teacher-rollouts":
                 _, argv = make_parser().parse_known_args(argv)
-            flags, training, _ = read_command_line(argv)
-            if not needs_launch(
-                flags, os.environ, 0
-            ):  # otherwise a value may be right for that number of processes alone
-                parse(training)
+            check(argv, evaluates=stage.command == "train")
         except ValueError as error:
             raise type(error)(f"Stage {stage.name!r} of {source}: {error}") from error
 
@@ -209,7 +215,7 @@ def flag_value(group: list[str]) -> str:
     return values[0]
 
 
-def _override(stages: Sequence[Stage], name: str, group: list[str]) -> None:
+def _override(stages: Sequence[Stage], keys: Mapping[str, set[str]], name: str, group: list[str]) -> None:
     """Adds a flag to the command line of the stages it is for."""
     head, dot, key = group[0][2:].partition(".")
     if dot and "=" not in head:
@@ -222,7 +228,14 @@ def _override(stages: Sequence[Stage], name: str, group: list[str]) -> None:
         return
     if name == "trainer":
         raise UsageError("--trainer cannot change a recipe with stages: name the `trainer` in the stage.")
-    options = {stage.name: Parser(stage.trainer)._option_string_actions for stage in stages}
+    options = {
+        stage.name: {
+            option: action
+            for option, action in Parser(stage.trainer)._option_string_actions.items()
+            if action.dest in keys[stage.name] | stage.stated.keys()
+        }
+        for stage in stages
+    }
     knowing = [stage for stage in stages if f"--{name}" in options[stage.name]]
     if not knowing:
         known = {option.lstrip("-").replace("-", "_") for actions in options.values() for option in actions}

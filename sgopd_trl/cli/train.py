@@ -1,5 +1,6 @@
 """`sgopd train`: everything a recipe names, from the data to the model card."""
 
+import argparse
 import importlib
 import os
 import re
@@ -17,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..baselines.held_out import held_out_samples
-from ..checks import cannot_load, load_student_tokenizer
+from ..checks import cannot_load, filter_long_prompts, load_student_tokenizer
 from ..data import DataFormat, load_split, prepare_dataset
 from ..metrics_log import FILE_NAME, MetricsLog
 from ..miniature import resolve
@@ -31,6 +32,7 @@ from .launch import (
     launch_flags,
     launch_training,
     needs_launch,
+    number_of_processes,
     recipe_launch_args,
     resolve_accelerate_config,
     split_launch_args,
@@ -89,8 +91,8 @@ def parse_or_launch(
     Raises:
         UsageError: for anything that cannot be understood.
     """
-    launch, training, use_cpu = read_command_line(argv)
-    gpu_count = 0 if use_cpu else torch.cuda.device_count()
+    launch, training, values = read_command_line(argv)
+    gpu_count = 0 if values.use_cpu else torch.cuda.device_count()
     if needs_launch(launch, os.environ, gpu_count):
         return launch_training(resolve_accelerate_config(launch), [*command, *training], gpu_count)
     return parse(training)
@@ -106,8 +108,31 @@ def parse(training: Sequence[str]) -> tuple[SGOPDScriptArguments, TrainingArgume
     return parser.parse_args_and_config(training, fail_with_unknown_args=False)
 
 
-def read_command_line(argv: Sequence[str]) -> tuple[list[str], list[str], bool]:
-    """The launch arguments (of the recipe, then of the command line), the training arguments, and `use_cpu`: checked.
+def check(argv: Sequence[str], evaluates: bool = True) -> None:
+    """Refuses what can be refused of a command line before anything is launched or loaded.
+
+    Args:
+        argv: the training and launch arguments. evaluates: whether the command evaluates where the recipe does.
+
+    Raises:
+        UsageError, ValueError: as the command.
+    """
+    launch, training, values = read_command_line(argv)
+    gpu_count = 0 if values.use_cpu else torch.cuda.device_count()
+    if needs_launch(launch, os.environ, gpu_count):
+        # One process with the batches of all: what divides the one divides the other. This process uses no GPU
+        processes = number_of_processes(launch, gpu_count)
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            training = [*training, f"--{name}", str(processes * getattr(values, name))]
+        training += ["--use_cpu", "true"]
+    script_args, training_args, _ = parse(training)
+    check_verifier_settings(script_args)
+    if evaluates:
+        check_evaluation(script_args, training_args)
+
+
+def read_command_line(argv: Sequence[str]) -> tuple[list[str], list[str], argparse.Namespace]:
+    """The launch arguments (of the recipe, then of the command line), the training arguments, and the latter's values.
 
     Raises:
         UsageError: for anything that cannot be understood.
@@ -122,7 +147,7 @@ def read_command_line(argv: Sequence[str]) -> tuple[list[str], list[str], bool]:
     if source is not None:
         check_recipe(recipe, source, launch_keys, trainer)
     values = check_command_line(training, recipe, launch_keys, trainer)
-    return recipe_launch_args(recipe, flags) + launch, training, values.use_cpu
+    return recipe_launch_args(recipe, flags) + launch, training, values
 
 
 @dataclass
@@ -142,6 +167,19 @@ class Parts:
     callbacks: list[TrainerCallback]
     quantization_config: Any
     peft_config: Any
+
+    def short_prompts(self, args: Any) -> Dataset:
+        """The training data without the prompts longer than `args.max_prompt_length`, which `SGOPDTrainer` filters itself.
+
+        Raises:
+            ValueError: when no prompt is left.
+        """
+        dataset, dropped = filter_long_prompts(
+            self.train_dataset, args.max_prompt_length, self.tokenizer, args.chat_template_kwargs
+        )
+        if dropped:
+            self.say(f"Dropped {dropped} prompts longer than {args.max_prompt_length} tokens; {len(dataset)} are left.")
+        return dataset
 
     @staticmethod
     def say(text: str) -> None:
@@ -164,9 +202,8 @@ def build_trainer(
     """
     evaluates = training_args.eval_strategy != "no"
     check_evaluation(script_args, training_args)
+    check_verifier_settings(script_args)
     names, settings = script_args.reward_funcs or [], script_args.verifier_settings or {}
-    if unknown := settings.keys() - set(names):
-        raise ValueError(f"`verifier_settings` are for {sorted(unknown)}, but `reward_funcs` are {names}.")
     reward_funcs = [load_verifier(name, settings.get(name), REWARD_FUNCS) for name in names]
     model = resolve(model_args.model_name_or_path)
     trust_remote_code = training_args.trust_remote_code
@@ -227,6 +264,13 @@ def build_sgopd(args: Any, parts: Parts) -> SGOPDTrainer:
     )
 
 
+def check_verifier_settings(script_args: SGOPDScriptArguments) -> None:
+    """`verifier_settings` are those of the reward functions. Raises ValueError with the names that are not."""
+    names, settings = script_args.reward_funcs or [], script_args.verifier_settings or {}
+    if unknown := settings.keys() - set(names):
+        raise ValueError(f"`verifier_settings` are for {sorted(unknown)}, but `reward_funcs` are {names}.")
+
+
 def check_evaluation(script_args: SGOPDScriptArguments, args: TrainingArguments) -> None:
     """What evaluation during training, and stopping by it, need.
 
@@ -243,18 +287,22 @@ def check_evaluation(script_args: SGOPDScriptArguments, args: TrainingArguments)
                 f"`metric_for_best_model` is {wanted}, but with {k} samples a problem (`num_generations_eval`) the metrics "
                 f"are avg@{k} and pass@{k}."
             )
-    if script_args.early_stopping_patience is None:
-        return
     for name, ok, do in (
         ("eval_strategy", args.eval_strategy != "no", "`eval_strategy: steps`, with `eval_steps`"),
         ("load_best_model_at_end", args.load_best_model_at_end, "`load_best_model_at_end: true`"),
         ("metric_for_best_model", args.metric_for_best_model not in (None, "loss"), "for example avg@8"),
     ):
-        if not ok:
+        if script_args.early_stopping_patience is not None and not ok:
             raise ValueError(
                 f"`early_stopping_patience` = {script_args.early_stopping_patience} needs `{name}`, got "
                 f"{getattr(args, name)!r}: set {do}."
             )
+    needed = args.load_best_model_at_end or args.metric_for_best_model is not None
+    if args.eval_strategy != "no" and needed and script_args.trainer in ("sft", "gkd") and wanted in ("", "loss"):
+        raise ValueError(
+            f"`trainer: {script_args.trainer}` evaluates on held-out problems, which gives no loss: with "
+            f"`load_best_model_at_end` set `metric_for_best_model`, got {args.metric_for_best_model!r}, to avg@{k} or pass@{k}."
+        )
 
 
 def load_data(

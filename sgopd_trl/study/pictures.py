@@ -66,7 +66,7 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
     recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
     names = [str(stage.get("name")) for stage in recipe.get("stages") or ()]
     train = folder / TRAIN_DIR
-    files = [train / name / METRICS for name in names[:-1]] + [train / METRICS]
+    files = [train / "_stages" / name / METRICS for name in names[:-1]] + [train / METRICS]
     return read_rollout_metrics(*filter(Path.is_file, files))  # a stage that makes rollouts has none
 
 
