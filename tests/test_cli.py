@@ -25,7 +25,7 @@ from sgopd_trl.cli.launch import (
     resolve_accelerate_config,
     split_launch_args,
 )
-from sgopd_trl.cli.train import REWARD_FUNCS, find_checkpoint, parse, read_command_line
+from sgopd_trl.cli.train import find_checkpoint, parse, read_command_line
 from sgopd_trl.miniature import make_dataset
 from sgopd_trl.rewards import exact_answer_reward
 from sgopd_trl.verifiers import load_verifier
@@ -315,12 +315,12 @@ def test_launch_flags_under_a_launcher_are_refused(monkeypatch, recipe):
 def test_reward_functions(tmp_path, monkeypatch):
     from trl.rewards import accuracy_reward
 
-    assert load_verifier("accuracy_reward", also=REWARD_FUNCS) is accuracy_reward
-    assert load_verifier("exact_answer_reward", also=REWARD_FUNCS) is exact_answer_reward
+    assert load_verifier("accuracy_reward") is accuracy_reward
+    assert load_verifier("exact_answer_reward") is exact_answer_reward
     (tmp_path / "my_rewards_of_a_test.py").write_text("def half(completions, **kwargs): return [0.5]\nlimit = 3\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert load_verifier("my_rewards_of_a_test.half", also=REWARD_FUNCS)([]) == [0.5]
+    assert load_verifier("my_rewards_of_a_test.half")([]) == [0.5]
     for name, message in (
         ("my_rewards_of_a_test.third", "has no attribute 'third'"),
         ("my_rewards_of_a_test.limit", "must be callable"),
@@ -328,7 +328,7 @@ def test_reward_functions(tmp_path, monkeypatch):
         ("exact_reward", "Use one of math, exact, numeric"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_verifier(name, also=REWARD_FUNCS)
+            load_verifier(name)
 
 
 def test_checkpoints(tmp_path):

@@ -10,8 +10,8 @@ from accelerate.utils import DistributedType
 
 from sgopd_trl.cli.recipe import read_recipe
 from sgopd_trl.cli.stages import check_stage, read_stages
-from sgopd_trl.cli.train import REWARD_FUNCS, read_command_line
 from sgopd_trl.cli.train import parse as parse_arguments
+from sgopd_trl.cli.train import read_command_line
 from sgopd_trl.config import SGOPDConfig
 from sgopd_trl.miniature import resolve
 from sgopd_trl.teachers.build import TeacherSpec, teacher_specs
@@ -61,7 +61,7 @@ def test_training_recipe(path, monkeypatch):
     launch, (script_args, args, model_args) = parse(path)
     assert launch == []  # else a plain `sgopd train --config` would go through accelerate
     for func in script_args.reward_funcs:
-        load_verifier(func, also=REWARD_FUNCS)
+        load_verifier(func)
     teachers = [settings.get("model_name_or_path") for settings in (getattr(args, "teachers", None) or {}).values()]
     teacher = getattr(args, "teacher_model_name_or_path", None)
     for model in (model_args.model_name_or_path, teacher, *teachers):

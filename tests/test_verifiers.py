@@ -234,7 +234,6 @@ def test_by_import_path():
     assert isinstance(folded, Verifier) and folded.verify("RIGHT", "right").correct
     assert not load_verifier("judges.plain").verify("RIGHT", "right").correct
     assert load_verifier("judges.classic") is judges.classic
-    assert load_verifier("short", also={"short": "judges.classic"}) is judges.classic
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -285,6 +284,7 @@ def load_data(args: argparse.Namespace, conversational: bool = True) -> tuple[li
     """
     from ..evaluation.benchmarks import find_benchmarks, load_problems
     from ..evaluation.judge import Judge
+    from ..verifiers import load_verifier
 
     benchmarks = find_benchmarks(
         args.dataset,
@@ -298,17 +298,7 @@ def load_data(args: argparse.Namespace, conversational: bool = True) -> tuple[li
     problems = [
         load_problems(benchmark, conversational, args.system_prompt, args.max_problems) for benchmark in benchmarks
     ]
-    return problems, Judge(_verifier(args.verifier, args.verifier_settings))
-
-
-def _verifier(name: str, settings: dict[str, Any]) -> Callable:
-    from ..verifiers import VERIFIERS, load_verifier
-
-    if name in VERIFIERS or "." in name:
-        return load_verifier(name, settings)
-    from .train import REWARD_FUNCS  # it imports TRL
-
-    return load_verifier(name, settings, REWARD_FUNCS)
+    return problems, Judge(load_verifier(args.verifier, args.verifier_settings))
 
 
 def _open_engine(args: argparse.Namespace, evaluation: "Evaluation", tokenizer: "PreTrainedTokenizerBase") -> "Engine":

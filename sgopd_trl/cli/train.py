@@ -43,15 +43,6 @@ from .staged_run import StagedRun
 from .stages import HELP, is_staged
 
 
-REWARD_FUNCS = {
-    "exact_answer_reward": "sgopd_trl.rewards.exact_answer_reward",
-    "line_verifier": "sgopd_trl.miniature.lines.LineVerifier",
-    "accuracy_reward": "trl.rewards.accuracy_reward",
-    "think_format_reward": "trl.rewards.think_format_reward",
-    "reasoning_accuracy_reward": "trl.rewards.reasoning_accuracy_reward",
-}
-
-
 def main(argv: list[str]) -> int:
     """Run `sgopd train` with these arguments: here, or through `accelerate launch`. Returns the exit code."""
     with reported("sgopd train"):
@@ -204,7 +195,7 @@ def build_trainer(
     check_evaluation(script_args, training_args)
     check_verifier_settings(script_args)
     names, settings = script_args.reward_funcs or [], script_args.verifier_settings or {}
-    reward_funcs = [load_verifier(name, settings.get(name), REWARD_FUNCS) for name in names]
+    reward_funcs = [load_verifier(name, settings.get(name)) for name in names]
     model = resolve(model_args.model_name_or_path)
     trust_remote_code = training_args.trust_remote_code
     training_args.model_init_kwargs = {

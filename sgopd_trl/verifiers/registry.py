@@ -101,23 +101,29 @@ VERIFIERS: dict[str, Callable[..., Verifier]] = {
     "choice": choice,
     "code": code,
 }
+REWARD_FUNCTIONS = {  # by import path: TRL's take a second to import
+    "exact_answer_reward": "sgopd_trl.rewards.exact_answer_reward",
+    "line_verifier": "sgopd_trl.miniature.lines.LineVerifier",
+    "accuracy_reward": "trl.rewards.accuracy_reward",
+    "think_format_reward": "trl.rewards.think_format_reward",
+    "reasoning_accuracy_reward": "trl.rewards.reasoning_accuracy_reward",
+}
 
 
-def load_verifier(name: str, settings: dict[str, Any] | None = None, also: dict[str, str] | None = None) -> Callable:
+def load_verifier(name: str, settings: dict[str, Any] | None = None) -> Callable:
     """The verifier of a name or of an import path, which is looked for in the working directory too.
 
     Args:
-        name: in `VERIFIERS`; or module.function of a TRL reward function, or of a judge `(completion, gold)`, which is
+        name: in `VERIFIERS` or `REWARD_FUNCTIONS`; or module.function of a TRL reward function, or of a judge `(completion, gold)`, which is
             made a `Verifier`. settings: keyword arguments for a named verifier, or for a judge; `max_failure_share` for
             either; and for a judge `timeout` (seconds) and `workers`, either of which has it run in worker processes.
-        also: further names, with their import paths.
 
     Raises:
         ValueError: with the names there are, with what is wrong with the import path, or for unknown settings.
     """
-    settings, also = dict(settings or {}), also or {}
+    settings = dict(settings or {})
     share = settings.pop("max_failure_share", None)
-    verifier = _load(name, settings, also)
+    verifier = _load(name, settings)
     if share is not None:
         if not isinstance(verifier, Verifier):
             raise ValueError(f"The reward function {name!r} takes no settings, got `max_failure_share` = {share!r}.")
@@ -125,10 +131,10 @@ def load_verifier(name: str, settings: dict[str, Any] | None = None, also: dict[
     return verifier
 
 
-def _load(name: str, settings: dict[str, Any], also: dict[str, str]) -> Callable:
+def _load(name: str, settings: dict[str, Any]) -> Callable:
     if name in VERIFIERS:
         return _called(VERIFIERS[name], name, settings)
-    function = _imported(name, also)
+    function = _imported(name)
     if _is_judge(function):
         limits = {key: settings.pop(key) for key in ("workers", "timeout") if key in settings}
         unknown = settings.keys() - inspect.signature(function).parameters.keys()
@@ -161,9 +167,9 @@ def _is_judge(function: Callable) -> bool:
     return list(inspect.signature(function).parameters)[:2] == ["completion", "gold"]
 
 
-def _imported(name: str, also: dict[str, str]) -> Callable:
-    path = also.get(name, name)
-    names = [*VERIFIERS, *also]
+def _imported(name: str) -> Callable:
+    path = REWARD_FUNCTIONS.get(name, name)
+    names = [*VERIFIERS, *REWARD_FUNCTIONS]
     module_name, _, function_name = path.rpartition(".")
     if not module_name:
         near = difflib.get_close_matches(name, names, n=1)
