@@ -1,9 +1,10 @@
 r"""A dataset as the trainer wants it: `prompt`, `solution`, and the other columns untouched."""
 
+import difflib
 import operator
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,18 @@ class DataFormat:
     teacher_column: str | None = None
 
 
-def load_split(name: str, split: str = "train", config: str | None = None, revision: str | None = None) -> Dataset:
+def load_split(
+    name: str,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    also: Collection[str] = (),
+) -> Dataset:
     """Load one split by its name: `miniature` or `miniature-hard`, a file or a pattern of files, a folder, or a Hub id.
 
     Args:
         name: what to load. A file holds one split, whatever it is called. config, revision: for the Hub.
+        also: names that the caller knows beside the tasks', for a suggestion.
 
     Raises:
         FileNotFoundError: for a file or folder that does not exist. ValueError: for a file that cannot be read.
@@ -87,7 +95,13 @@ def load_split(name: str, split: str = "train", config: str | None = None, revis
         raise ValueError(f"The dataset file {name} must end in {', '.join(_FORMATS)}, got {path.suffix!r}.")
     if path.is_absolute() or name.startswith((".", "~")):
         raise FileNotFoundError(f"The dataset folder {name} does not exist.")
-    return load_dataset(name, config, split=split, revision=revision)
+    try:
+        return load_dataset(name, config, split=split, revision=revision)
+    except OSError as error:
+        near = difflib.get_close_matches(name, [*TASKS, *also], n=1)
+        if not near:
+            raise
+        raise OSError(f"{error}. Did you mean {near[0]!r}?") from error
 
 
 def matching_rows(dataset: Dataset, rule: str | None) -> list[int]:

@@ -173,6 +173,18 @@ def test_files_refused(tmp_path):
         load_split(str(tmp_path / "broken.jsonl"))
 
 
+def test_a_name_that_the_hub_does_not_have_is_told_the_nearest_one(monkeypatch):
+    def without_connection(name, *args, **kwargs):
+        raise ConnectionError(f"Couldn't reach '{name}' on the Hub")
+
+    monkeypatch.setattr("sgopd_trl.data.load_dataset", without_connection)
+    for name, also, end in (("miniatur", (), r"Did you mean 'miniature'\?$"), ("aime42", ("aime24",), r"'aime24'\?$")):
+        with pytest.raises(OSError, match=rf"Couldn't reach '{name}' on the Hub\. .*{end}"):
+            load_split(name, also=also)
+    with pytest.raises(OSError, match="on the Hub$"):
+        load_split("org/dataset")
+
+
 def test_a_column_names_the_teachers():
     rows = Dataset.from_dict({"prompt": ["a", "b"], "solution": ["1", "2"], "field": ["maths", "code"]})
     assert prepare_dataset(rows, DataFormat(teacher_column="field"))["teacher"] == ["maths", "code"]

@@ -119,7 +119,7 @@ def load_problems(benchmark: Benchmark, conversational: bool, system_prompt: str
     """
     from ..data import DataFormat, load_split, prepare_dataset
 
-    dataset = load_split(benchmark.source, benchmark.split, benchmark.config, benchmark.revision)
+    dataset = load_split(benchmark.source, benchmark.split, benchmark.config, benchmark.revision, also=BENCHMARKS)
     columns = dataset.column_names
     template, prompt_column = benchmark.prompt_template, benchmark.prompt_column
     if template is None:
