@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -57,32 +59,5 @@ def paired_difference(
     centre = mean(differences)
     if centre.error is None:
         return Difference(centre.value, None, None, 1)
-    half = t_quantile(0.5 + level / 2, centre.n - 1) * centre.error
+    half = float(stdtrit(centre.n - 1, 0.5 + level / 2)) * centre.error  # the quantile of Student's t
     return Difference(centre.value, centre.value - half, centre.value + half, centre.n)
-
-
-def t_quantile(p: float, df: int) -> float:
-    """The quantile of Student's t distribution with a whole number of degrees of freedom.
-
-    Raises:
-        ValueError: p is not above 0 and below 1, or df is below 1.
-    """
-    if not 0 < p < 1 or df < 1:
-        raise ValueError(f"need 0 < p < 1 and df >= 1, got p = {p} and df = {df}")
-    low, high = -math.pi / 2, math.pi / 2  # of the angle atan(t / sqrt(df)), in which the function is smooth
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_cdf(middle, df) < p else (low, middle)
-    return math.sqrt(df) * math.tan((low + high) / 2)
-
-
-def _t_cdf(angle: float, df: int) -> float:
-    """P(T <= sqrt(df) tan(angle)), by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    term = cosine if df % 2 else 1.0
-    total = term if df > 1 else 0.0
-    for k in range(3 if df % 2 else 2, df, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    between = 2 / math.pi * (angle + sine * total) if df % 2 else sine * total  # P(-t <= T <= t), signed
-    return (1 + between) / 2
