@@ -5,15 +5,14 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from .advantages import AGREE_MODES, DISAGREE_MODES, GATES, NEUTRAL_MODES
-from .routing import Router
+from .gate_config import GateConfig
 from .teacher_loss import TEACHER_PHIS, TEACHER_REDUCTIONS
 from .teachers.config import TeacherConfig
 from .vocabulary_config import VocabularyConfig
 
 
 @dataclass
-class SGOPDConfig(TeacherConfig, VocabularyConfig, GRPOConfig):
+class SGOPDConfig(TeacherConfig, VocabularyConfig, GateConfig, GRPOConfig):
     r"""
     Configuration of [`SGOPDTrainer`]: every argument of [`~trl.GRPOConfig`], and those below.
 
@@ -49,7 +48,7 @@ class SGOPDConfig(TeacherConfig, VocabularyConfig, GRPOConfig):
         default=5.0, metadata={"help": "Upper bound of the importance-sampling ratio. Appendix C: 5.0."}
     )
 
-    # Parameters that control the reference; those of the teachers are in TeacherConfig
+    # Parameters that control the reference; those of the gate are in GateConfig, those of the teachers in TeacherConfig
     reference_model_name_or_path: str | None = field(
         default=None,
         metadata={
@@ -62,85 +61,6 @@ class SGOPDConfig(TeacherConfig, VocabularyConfig, GRPOConfig):
     )
     reference_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments for `from_pretrained` of the reference."}
-    )
-
-    # Parameters that control the sign-consistency gate
-    sign_gated_extrapolation: bool = field(
-        default=True,
-        metadata={
-            "help": "Route tokens by the gate of Eq. (4). Off: G-OPD at `lambda_base` on every token, which is OPD at 1 "
-            "and ExOPD beyond."
-        },
-    )
-    gate: str = field(
-        default="sign",
-        metadata={
-            "help": "Which tokens count as consensus. 'sign': a1 * a2 > 0 (Eq. 4). 'positive': a1 > 0 and a2 > 0. "
-            "'random': a seeded coin with the sign gate's share, a control. 'two_level': four sign cells with "
-            "`gate_cell_lambdas` (Appendix H). 'never': none, so that every token takes the fallback.",
-            "choices": list(GATES),
-        },
-    )
-    lambda_high: float = field(
-        default=1.8,
-        metadata={"help": "lambda_high: extrapolation strength on consensus tokens, Eq. (6). Table 3: 1.8."},
-    )
-    lambda_base: float = field(
-        default=1.0,
-        metadata={
-            "help": "lambda_base: strength without a gate, and of `disagree_mode='preserve'`. Ours: 1.0, plain OPD."
-        },
-    )
-    gate_cell_lambdas: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Strengths of the sign cells (a1 a2) ++, +-, -+, -- of gate='two_level' (Appendix H). Ours: "
-            "lambda_high, lambda_base, lambda_base, lambda_high."
-        },
-    )
-    agree_mode: str = field(
-        default="extrapolate",
-        metadata={
-            "help": "What consensus tokens get. 'extrapolate': G-OPD at lambda_high (Eq. 6). 'reinforce': a2 + "
-            "`verifier_weight` * a1, the verifier's own gradient where the teacher agrees with it; no reference is "
-            "needed. Ours (docs/experiments.md).",
-            "choices": list(AGREE_MODES),
-        },
-    )
-    verifier_weight: float = field(
-        default=1.0,
-        metadata={"help": "Weight of a1, in nats for each unit, with agree_mode='reinforce'. Ours: 1."},
-    )
-    disagree_mode: str = field(
-        default="interp",
-        metadata={
-            "help": "Fallback on conflict tokens. 'interp': beta * a2 (Eq. 7). 'preserve': G-OPD at lambda_base. "
-            "'grpo': a1. 'mask': 0. Table 3: 'interp'.",
-            "choices": list(DISAGREE_MODES),
-        },
-    )
-    disagree_interp_beta: float = field(
-        default=1.0,
-        metadata={"help": "beta of disagree_mode='interp', in [0, 1], Eq. (7). Table 3: 1. Not TRL's KL `beta`."},
-    )
-    neutral_mode: str = field(
-        default="conflict",
-        metadata={
-            "help": "Tokens with a1 * a2 = 0. 'conflict': the fallback, as Eq. (4) reads. 'opd': a2, as Figure 7's "
-            "'unaffected by the gate'. The same thing at beta = 1.",
-            "choices": list(NEUTRAL_MODES),
-        },
-    )
-    stability_tau: float | None = field(
-        default=10.0,
-        metadata={"help": "tau, in nats, of the stability weight phi of Eq. (9); None switches phi off. Ours: 10."},
-    )
-    zero_truncated_reward: bool = field(
-        default=True,
-        metadata={
-            "help": "Give truncated completions the verifier reward 0 (penalties stay); the teacher's signal on them is kept. Ours "
-            "(docs/method.md, deviation 8)."
-        },
     )
 
     # Parameters that control phased teacher sampling
@@ -200,6 +120,13 @@ class SGOPDConfig(TeacherConfig, VocabularyConfig, GRPOConfig):
     )
 
     # Parameters that control the verifier and the data
+    zero_truncated_reward: bool = field(
+        default=True,
+        metadata={
+            "help": "Give truncated completions the verifier reward 0 (penalties stay); the teacher's signal on them is kept. Ours "
+            "(docs/method.md, deviation 8)."
+        },
+    )
     correct_reward_threshold: float = field(
         default=0.5,
         metadata={
@@ -239,21 +166,12 @@ class SGOPDConfig(TeacherConfig, VocabularyConfig, GRPOConfig):
         super().__post_init__()
         self.check_teachers()
         for name, allowed in (
-            ("gate", GATES),
-            ("agree_mode", AGREE_MODES),
-            ("disagree_mode", DISAGREE_MODES),
-            ("neutral_mode", NEUTRAL_MODES),
             ("teacher_sft_reduction", TEACHER_REDUCTIONS),
             ("teacher_sft_phi", TEACHER_PHIS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {list(allowed)}, got {getattr(self, name)!r}.")
         for name, ok, expected in (
-            ("lambda_high", self.lambda_high >= 1, ">= 1"),
-            ("lambda_base", self.lambda_base >= 1, ">= 1"),
-            ("verifier_weight", self.verifier_weight > 0, "> 0"),
-            ("disagree_interp_beta", 0 <= self.disagree_interp_beta <= 1, "in [0, 1]"),
-            ("stability_tau", self.stability_tau is None or self.stability_tau > 0, "None or > 0"),
             ("teacher_sampling_ratio", 0 <= self.teacher_sampling_ratio < 1, "in [0, 1)"),
             ("teacher_sampling_phase1_end_frac", self.teacher_sampling_phase1_end_frac >= 0, ">= 0"),
             ("teacher_sft_alpha_0", self.teacher_sft_alpha_0 >= 0, ">= 0"),
@@ -286,43 +204,11 @@ class SGOPDConfig(TeacherConfig, VocabularyConfig, GRPOConfig):
                 f"`teacher_sampling_phase2_end_frac` must not be below `teacher_sampling_phase1_end_frac` ({p1!r}), got "
                 f"{p2!r}."
             )
-        if self.gate_cell_lambdas is not None and (
-            len(self.gate_cell_lambdas) != 4 or any(lam < 1 for lam in self.gate_cell_lambdas)
-        ):
-            raise ValueError(f"`gate_cell_lambdas` must be four values >= 1, got {self.gate_cell_lambdas!r}.")
         if self.steps_per_generation % self.gradient_accumulation_steps != 0:
             raise ValueError(
                 "An optimizer step must lie within one generation batch, so that phi's mean and the teacher loss are "
                 "exact: `steps_per_generation` must be a multiple of `gradient_accumulation_steps` "
                 f"({self.gradient_accumulation_steps}), got {self.steps_per_generation!r}."
             )
-
-        if self.agree_mode == "reinforce":
-            self._check_reinforce()
+        self.check_gate()
         self.check_vocabulary()
-
-    def _check_reinforce(self) -> None:
-        for name, ok, expected in (
-            ("sign_gated_extrapolation", self.sign_gated_extrapolation, "True: without the gate no token is consensus"),
-            ("gate", self.gate not in ("two_level", "never"), "'sign', 'positive' or 'random'"),
-            ("reverse_kl", self.reverse_kl == "sampled_token", "'sampled_token': a1 belongs to the sampled token"),
-        ):
-            if not ok:
-                raise ValueError(
-                    f"With `agree_mode='reinforce'`, `{name}` must be {expected}, got {getattr(self, name)!r}."
-                )
-
-    def router(self) -> Router:
-        """The routing these settings describe (Eq. 4 to 8)."""
-        cells = self.gate_cell_lambdas or [self.lambda_high, self.lambda_base, self.lambda_base, self.lambda_high]
-        return Router(
-            gate=self.gate if self.sign_gated_extrapolation else None,
-            lambda_high=self.lambda_high,
-            lambda_base=self.lambda_base,
-            disagree_mode=self.disagree_mode,
-            beta=self.disagree_interp_beta,
-            neutral_mode=self.neutral_mode,
-            cells=tuple(cells),
-            agree_mode=self.agree_mode,
-            verifier_weight=self.verifier_weight,
-        )

@@ -70,7 +70,7 @@ def stages_of(*args: str, stages=STAGES, **settings) -> dict[str, dict]:
 
 def test_top_level_keys_go_to_the_stages_that_know_them():
     found = stages_of(lambda_high=1.5, completion_only_loss=True, weight_decay=0.1)
-    assert found["gate"]["lambda_high"] == found["rollouts"]["lambda_high"] == 1.5 and "lambda_high" not in found["sft"]
+    assert [name for name, recipe in found.items() if "lambda_high" in recipe] == ["gate"]
     assert found["sft"]["completion_only_loss"] is True and "completion_only_loss" not in found["gate"]
     assert all(recipe["weight_decay"] == 0.1 for recipe in found.values())
     assert stages_of(max_steps=7, stages=[SFT, {"name": "gate"}])["gate"]["max_steps"] == 7
@@ -144,6 +144,12 @@ def test_a_key_that_means_nothing_to_a_trainer_goes_to_the_other_stages():
     assert [name for name, recipe in found.items() if "max_train_samples" in recipe] == ["rollouts", "gate"]
     found = stages_of("--teacher_rollouts", "all")
     assert [name for name, recipe in found.items() if recipe["arguments"]] == ["sft"]
+    assert [name for name, recipe in stages_of("--lambda_high", "2").items() if recipe["arguments"]] == ["gate"]
+
+
+def test_an_option_of_the_loss_needs_a_stage_that_has_that_loss(recipe, capsys):
+    error, code = refused(capsys, "train", "--config", recipe(stages=[ROLLOUTS, SFT]), "--lambda_high", "1.5")
+    assert "Unknown argument '--lambda_high': no stage knows it" in error and code == 2
 
 
 # What is refused
@@ -198,6 +204,11 @@ def test_a_key_that_means_nothing_to_a_trainer_goes_to_the_other_stages():
             {"stages": [ROLLOUTS, SFT | {"max_train_samples": 8}, GATE]},
             "Stage 'sft' of staged.yaml: `max_train_samples` = 8 means nothing to `trainer: sft`",
         ),
+        (
+            {"stages": [ROLLOUTS, SFT], "lambda_high": 2.0},
+            "Unknown key 'lambda_high' in staged.yaml: no stage knows it",
+        ),
+        ({"stages": [ROLLOUTS | {"gate": "sign"}, SFT]}, "staged.yaml: `gate` means nothing to stage 'rollouts'"),
     ],
 )
 def test_recipes_refused(settings, message, recipe, capsys, tmp_path):
@@ -217,12 +228,13 @@ def test_recipes_refused(settings, message, recipe, capsys, tmp_path):
             ["--model_name_or_path", "miniature:nine"],
             "--model_name_or_path would not reach stage 'gate', which states `model_name_or_path` itself",
         ),
-        (["--lamda_high", "3"], "Unknown argument '--lamda_high'. Did you mean '--lambda_high'?"),
+        (["--lamda_high", "3"], "Unknown argument '--lamda_high': no stage knows it. Did you mean '--lambda_high'?"),
         (["--gaet.max_steps", "3"], "there is no stage 'gaet'. Did you mean '--gate'?"),
         (
             ["--gate.max_stepp", "3"],
             "Stage 'gate' of staged.yaml: Unknown argument '--max_stepp'. Did you mean '--max_steps'?",
         ),
+        (["--rollouts.reverse_kl", "full_vocabulary"], "`reverse_kl` means nothing to stage 'rollouts'"),
         (["--trainer", "sft"], "name the `trainer` in the stage"),
         (["--output_dir"], "Expected one value after --output_dir"),
         (["3"], "Unexpected argument '3'"),

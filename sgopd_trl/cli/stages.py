@@ -1,6 +1,7 @@
 """`stages:` of a recipe: what each stage is given, checked before the first one begins."""
 
 import copy
+import dataclasses
 import os
 import re
 import tempfile
@@ -13,7 +14,9 @@ from typing import Any
 import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..gate_config import GateConfig
 from ..rollout_bank import identity_hash
+from ..vocabulary_config import VocabularyConfig
 from .arguments import TRAINERS, Parser, nearest, trainer_name
 from .errors import UsageError
 from .launch import launch_flags
@@ -37,6 +40,8 @@ flags hold for every stage."""
 FOLDER = "_stages"  # in the output folder; with an underscore it is not pushed to the Hub
 COMMANDS = ("train", "teacher-rollouts")
 _OWN = {"train": (), "teacher-rollouts": ("prompts", "batch_size")}  # options that are not training arguments
+# What the student's loss depends on, and the teacher's rollouts do not
+_OF_THE_LOSS = {field.name for config in (GateConfig, VocabularyConfig) for field in dataclasses.fields(config)}
 # Of the run as a whole, where no stage states them: stages are given theirs
 _RUN = ("output_dir", "model_name_or_path", "resume_from_checkpoint", "teacher_bank")
 _RESULT = ("push_to_hub",)  # of the last stage, unless another states it
@@ -135,7 +140,8 @@ def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -
 
 def _known(stage: Stage) -> set[str]:
     """The keys that a stage can use."""
-    return Parser(stage.trainer).hints.keys() - TRAINERS[stage.trainer].unused.keys()
+    known = Parser(stage.trainer).hints.keys() - TRAINERS[stage.trainer].unused.keys()
+    return known if stage.command == "train" else known - _OF_THE_LOSS
 
 
 def _share_bank(stages: Sequence[Stage], output_dir: Path, keys: Mapping[str, set[str]]) -> None:
@@ -192,7 +198,15 @@ def _stage(entry: dict[str, Any], number: int, source: str, top: dict[str, Any])
         if key in stated:
             raise UsageError(f"{source}: `{key}` belongs beside `stages`, not in stage {name!r}.")
     trainer = trainer_name([], top | stated) if command == "train" else "sgopd"
-    return Stage(name, command, trainer, stated)
+    stage = Stage(name, command, trainer, stated)
+    for key in stated:
+        _check_of_stage(stage, key, source)
+    return stage
+
+
+def _check_of_stage(stage: Stage, key: str, source: str) -> None:
+    if stage.command != "train" and key in _OF_THE_LOSS:
+        raise UsageError(f"{source}: `{key}` means nothing to stage {stage.name!r}, which only has the teacher answer.")
 
 
 def flag_groups(args: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -224,6 +238,7 @@ def _override(stages: Sequence[Stage], keys: Mapping[str, set[str]], name: str, 
             raise UsageError(
                 f"{group[0]!r}: there is no stage {head!r}.{nearest(head, [s.name for s in stages], '--')}"
             )
+        _check_of_stage(chosen[0], key, "the command line")
         chosen[0].arguments += [f"--{key}", *group[1:]]
         return
     if name == "trainer":
@@ -239,7 +254,7 @@ def _override(stages: Sequence[Stage], keys: Mapping[str, set[str]], name: str, 
     knowing = [stage for stage in stages if f"--{name}" in options[stage.name]]
     if not knowing:
         known = {option.lstrip("-").replace("-", "_") for actions in options.values() for option in actions}
-        raise UsageError(f"Unknown argument '--{name}'.{nearest(name, known, prefix='--')}")
+        raise UsageError(f"Unknown argument '--{name}': no stage knows it.{nearest(name, known, prefix='--')}")
     for stage in knowing:
         dest = options[stage.name][f"--{name}"].dest
         if dest in stage.stated:
