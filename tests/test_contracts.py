@@ -4,7 +4,7 @@ import inspect
 import re
 
 import pytest
-from trl import GRPOTrainer
+from trl import DistillationTrainer, GRPOTrainer, SFTTrainer
 from trl.distributed import DistributedBackend
 from trl.trainer import utils
 from trl.trainer.grpo_trainer import RewardFunc  # noqa: F401
@@ -39,6 +39,42 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_keep_their_signatures(name):
     assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == METHODS[name]
+
+
+OF_BASELINES = {
+    (SFTTrainer, "_prepare_dataset"): [
+        *("self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"),
+    ],
+    (DistillationTrainer, "_generate_single_turn"): [
+        *("self", "prompt_ids", "images", "multimodal_fields", "has_tool_images"),
+    ],
+    (DistillationTrainer, "_generate_and_score_completions"): ["self", "inputs"],
+    (DistillationTrainer, "_tokenize_prompts"): ["self", "prompts"],
+    (DistillationTrainer, "_get_train_sampler"): ["self", "dataset"],
+}
+
+
+@pytest.mark.parametrize(("trainer", "name"), OF_BASELINES)
+def test_methods_of_the_baselines_trainers_keep_their_signatures(trainer, name):
+    assert list(inspect.signature(getattr(trainer, name)).parameters) == OF_BASELINES[trainer, name]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "method", "names"),
+    [
+        (SFTTrainer, "__init__", ['eval_dataset, processing_class, args, packing, formatting_func, "eval"']),
+        (DistillationTrainer, "__init__", ["self._metrics = ", "self._tokenizer = ", "self.eos_token_ids = "]),
+        (
+            DistillationTrainer,
+            "_generate_and_score_completions",
+            ['"completion_ids"', '"completion_mask"', "self._generate("],
+        ),
+        (DistillationTrainer, "compute_loss", ['self._metrics[mode]["entropy"].append']),
+    ],
+)
+def test_names_inside_the_methods_of_the_baselines_trainers(trainer, method, names):
+    source = inspect.getsource(getattr(trainer, method))
+    assert not [name for name in names if name not in source]
 
 
 def test_log_probability_method():
