@@ -1,14 +1,16 @@
 """Studies that are refused before anything starts, and the folders of those that are not."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from sgopd_trl.cli.errors import UsageError
+from sgopd_trl.miniature import checkpoint_path
 from sgopd_trl.study import evaluation
 from sgopd_trl.study.plan import make_plan, task_folder
-from sgopd_trl.study.recipes import merge, resolve_recipes
+from sgopd_trl.study.recipes import hash_weights, merge, resolve_recipes
 from sgopd_trl.study.run import run_study
 from sgopd_trl.study.spec import read_study
 
@@ -213,7 +215,7 @@ def test_evaluation_is_a_command_line():
 
 
 def plan_of(study):
-    return make_plan(study, *resolve_recipes(study))
+    return make_plan(study, *resolve_recipes(study), hash_weights(study))
 
 
 def test_runs_are_evaluated_with_random_numbers_of_their_own(study):
@@ -221,7 +223,7 @@ def test_runs_are_evaluated_with_random_numbers_of_their_own(study):
     stated = {"dataset": "miniature", "k": 2, "seed": 10}
     given = study(evaluation=stated)
     recipes, _ = resolve_recipes(given)
-    tasks = make_plan(given, recipes, []).runs
+    tasks = make_plan(given, recipes, [], {}).runs
     assert {key: task.evaluation["seed"] for key, task in tasks.items()} == {
         ("OPD", 0): 10, ("OPD", 1): 11, ("SG-OPD", 0): 10, ("SG-OPD", 1): 11,
     }  # fmt: skip
@@ -257,6 +259,37 @@ def test_one_folder_for_what_is_stated(study, tmp_path):
     ]
     folders = {first["OPD", 0].folder, *(plan_of(other).runs["OPD", 0].folder for other in others)}
     assert len(folders) == 4
+
+
+def test_a_model_whose_weights_are_others_is_another(study, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint_path("nine"), model)
+    rows = {"OPD": {"recipe": "opd.yaml"}, "Model": {"model": "model"}, "Hub": {"model": "some/model"}}
+    first, same = plan_of(study(rows=rows)).runs, plan_of(study(rows=rows)).runs
+    shutil.copy(checkpoint_path("guess") / "model.safetensors", model)
+    overwritten = plan_of(study(rows=rows)).runs
+    assert first["Model", None].folder == same["Model", None].folder != overwritten["Model", None].folder
+    assert first["Hub", None].folder == overwritten["Hub", None].folder
+
+
+def test_a_model_that_there_is_not(study):
+    with pytest.raises(UsageError, match="row 'Model': unknown miniature checkpoint 'ten'"):
+        hash_weights(study(rows={"OPD": {"recipe": "opd.yaml"}, "Model": {"model": "miniature:ten"}}))
+
+
+def test_rows_on_rollouts_of_another_prepare_are_others(study):
+    """Only those that read its bank, whether it is named with or without a slash."""
+    step = {"command": "teacher-rollouts", "config": "sgopd.yaml", "overrides": {"teacher_bank": "bank"}}
+    reads = {"recipe": "sgopd.yaml", "overrides": {"teacher_bank": "bank/"}}
+    rows = {"OPD": {"recipe": "opd.yaml"}, "SG-OPD": reads}
+
+    def folders(**options):
+        runs = plan_of(study(rows=rows, prepare=[step | options])).runs
+        return {row: runs[row, 0].folder for row in rows}
+
+    drawn, all_prompts = folders(), folders(prompts="all")
+    assert drawn["OPD"] == all_prompts["OPD"] and drawn["SG-OPD"] != all_prompts["SG-OPD"]
+    assert folders() == drawn
 
 
 def test_the_recipe_of_a_run_says_everything(study):

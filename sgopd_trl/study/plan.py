@@ -52,14 +52,20 @@ class Plan:
     runs: Mapping[tuple[str, int | None], Task]
 
 
-def make_plan(study: Study, recipes: Mapping[str, Mapping[str, Any]], prepared: Sequence[Mapping[str, Any]]) -> Plan:
+def make_plan(
+    study: Study,
+    recipes: Mapping[str, Mapping[str, Any]],
+    prepared: Sequence[Mapping[str, Any]],
+    weights: Mapping[str, str | None],
+) -> Plan:
     """The study's tasks.
 
     Args:
-        recipes: resolved, by row. prepared: resolved, of each of the study's `prepare`.
+        recipes: resolved, by row. prepared: resolved, of each of the study's `prepare`. weights: of models, by row.
     """
     study.runs_dir.mkdir(parents=True, exist_ok=True)
     prepare = []
+    filled: dict[Path, list[str]] = {}  # what fills each teacher bank
     for step, recipe in zip(study.prepare, prepared, strict=True):
         options = [part for key, value in step.options.items() for part in (f"--{key}", str(value))]
         command = (step.command, *options)
@@ -67,20 +73,33 @@ def make_plan(study: Study, recipes: Mapping[str, Mapping[str, Any]], prepared: 
         whole = dict(recipe) | {"output_dir": str(folder / TRAIN_DIR)}
         stated = {"recipe": str(step.config), "overrides": dict(step.overrides)}
         prepare.append(Task(step.command, None, folder, whole, command, stated=stated))
+        for bank in teacher_banks(recipe):
+            filled.setdefault(bank, []).append(folder.name.rpartition("-")[2])
     runs = {}
     for row in study.rows:
-        for task in _tasks_of(row, study, recipes.get(row.name)):
+        if row.model is not None:
+            runs[row.name, None] = _evaluation_of(row, study, weights[row.name])
+            continue
+        recipe = recipes[row.name]
+        read = sorted(digest for bank in teacher_banks(recipe) for digest in filled.get(bank, ()))
+        for task in _trainings_of(row, study, recipe, read):
             runs[row.name, task.seed] = task
     return Plan(tuple(prepare), runs)
 
 
-def _tasks_of(row: Row, study: Study, recipe: Mapping[str, Any] | None) -> list[Task]:
+def _evaluation_of(row: Row, study: Study, weights: str | None) -> Task:
     evaluation = dict(study.evaluation)
-    if recipe is None:
-        folder = task_folder(study.runs_dir, row.name, {"model": row.model, "evaluation": evaluation})
-        return [Task(row.name, None, folder, model=row.model, evaluation=evaluation, stated={"model": row.model})]
-    parent = task_folder(study.runs_dir, row.name, {"recipe": recipe, "evaluation": evaluation})
-    stated = {"recipe": str(row.recipe), "overrides": {**study.overrides, **row.overrides}}
+    stated = {"model": row.model, "weights": weights}
+    folder = task_folder(study.runs_dir, row.name, {**stated, "evaluation": evaluation})
+    return Task(row.name, None, folder, model=row.model, evaluation=evaluation, stated=stated)
+
+
+def _trainings_of(row: Row, study: Study, recipe: Mapping[str, Any], read: Sequence[str]) -> list[Task]:
+    """Args: read: digests of the `prepare` whose rollouts the row trains on."""
+    evaluation = dict(study.evaluation)
+    prepared = {"prepare": list(read)} if read else {}
+    parent = task_folder(study.runs_dir, row.name, {"recipe": recipe, "evaluation": evaluation, **prepared})
+    stated = {"recipe": str(row.recipe), "overrides": {**study.overrides, **row.overrides}, **prepared}
     tasks = []
     for seed in study.seeds:
         folder = parent / f"seed-{seed}"
@@ -91,6 +110,12 @@ def _tasks_of(row: Row, study: Study, recipe: Mapping[str, Any] | None) -> list[
         whole = {"disable_tqdm": True} | dict(recipe) | {"seed": seed, "output_dir": model}
         tasks.append(Task(row.name, seed, folder, whole, ("train",), model, own, stated, study.keep_models))
     return tasks
+
+
+def teacher_banks(recipe: Mapping[str, Any]) -> set[Path]:
+    """The folders of teacher rollouts that a recipe or its stages name."""
+    named = (each.get("teacher_bank") for each in (recipe, *recipe.get("stages", ())))
+    return {Path(bank) for bank in named if bank}
 
 
 def task_folder(runs_dir: Path, name: str, stated: Mapping[str, Any]) -> Path:

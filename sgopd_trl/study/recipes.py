@@ -14,6 +14,7 @@ import yaml
 
 from ..cli.errors import UsageError
 from ..cli.recipe import read_recipe
+from .plan import teacher_banks
 from .spec import Study, nearest
 
 
@@ -49,12 +50,29 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
     names = [row.name for row in study.rows if row.recipe is not None]
     prepared = resolved[len(names) :]
     for step, recipe in zip(study.prepare, prepared, strict=True):
-        if not any(each.get("teacher_bank") for each in (recipe, *recipe.get("stages", ()))):
+        if not teacher_banks(recipe):
             raise UsageError(
                 f"`prepare` with {step.config} names no `teacher_bank`: its rollouts would be in a folder that no row reads. "
                 "Name one in its overrides, and the same in those of the rows that train on them."
             )
     return dict(zip(names, resolved)), prepared
+
+
+def hash_weights(study: Study) -> dict[str, str | None]:
+    """What tells the weights of the rows' models from others under the same name; None for a Hub id.
+
+    Raises:
+        UsageError: for a miniature checkpoint that there is not.
+    """
+    from ..miniature import resolve
+    from ..teachers.identity import weights_hash
+
+    hashes = {}
+    for row in study.rows:
+        if row.model is not None:
+            with told(f"row {row.name!r}"):
+                hashes[row.name] = weights_hash(resolve(row.model))
+    return hashes
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from . import evaluation, processes, tables
 from .notes import notes
 from .plan import Plan, Task, make_plan
 from .progress import StudyProgress
-from .recipes import resolve_recipes
+from .recipes import hash_weights, resolve_recipes
 from .results import as_json, collect
 from .scheduler import make_slots, run_tasks
 from .spec import Study, check_seeds, nearest
@@ -55,7 +55,7 @@ def run_study(
     evaluation.check(study.evaluation)
     processes.start_server()
     recipes, prepared = processes.call(resolve_recipes, study)
-    plan = make_plan(study, recipes, prepared)
+    plan = make_plan(study, recipes, prepared, processes.call(hash_weights, study))
     code = 0
     if not report_only:
         processes.call(evaluation.check_data, study.evaluation)
