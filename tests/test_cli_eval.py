@@ -431,6 +431,32 @@ def test_killed_in_the_middle_it_goes_on_and_asks_nothing_twice(model_dir, files
         assert len(read_lines(path)) == len(read_lines(path.with_name("verdicts.jsonl"))) == 60
 
 
+def test_another_served_model_is_refused_before_anything_is_asked(model_dir, files, student, tmp_path, capsys):
+    """`--model` only gives the tokenizer: it is the server that says which model it is."""
+    more = ["--verifier", "exact", "--max_problems", 1, "--k"]
+    assert main(command(model_dir, files, student, tmp_path / "a", *more, 1)) == 0
+    assert summary_of(tmp_path / "a")["served"] == {"id": "teacher", "root": student.root}
+    for settings, said in (
+        ({"model": "other"}, "`id` was 'teacher' and is now 'other'. Serve that one, or choose another `output_dir`"),
+        ({"root": "/checkpoint-2"}, f"`root` was {student.root!r} and is now '/checkpoint-2'"),
+    ):
+        other = Student(model_dir, files, **settings)
+        try:
+            capsys.readouterr()
+            with pytest.raises(SystemExit):
+                main(command(model_dir, files, other, tmp_path / "a", *more, 2))
+            assert said in capsys.readouterr().err and not other.asked()
+        finally:
+            other.stop()
+    # Without anything to ask no server is asked, and the name stays; the same server goes on
+    assert main(command(model_dir, files, student, tmp_path / "a", *more, 2)) == 0
+    assert len(student.asked()) == 8
+    assert main(command(model_dir, files, student, tmp_path / "a", *more, 2)) == 0
+    assert summary_of(tmp_path / "a")["served"]["id"] == "teacher"
+    _, printed = run(capsys, "eval", "--compare", tmp_path / "a", tmp_path / "a")
+    assert f"A: {tmp_path / 'a'} ({model_dir}, served as teacher from {student.root})" in printed
+
+
 def test_ctrl_c_says_how_to_go_on(model_dir, files, student, tmp_path):
     student.delay = 0.05
     arguments = command(model_dir, files, student, tmp_path, "--k", 4, "--concurrency", 2, "--verifier", "exact")

@@ -32,6 +32,8 @@ class Silent:
 class Engine:
     """Answers the boxed `answer`, as many at a time as `together`, and raises after `stop_after` of them."""
 
+    served = None
+
     def __init__(self, answer="39", together=4, stop_after=None, finish_reason="stop"):
         self.answer, self.together, self.stop_after, self.finish_reason = answer, together, stop_after, finish_reason
         self.asked, self.settings, self.closed = [], None, False

@@ -194,7 +194,7 @@ def _compare(args: argparse.Namespace, console: "Console") -> int:
         warnings = check_comparable(*runs)
         comparison = compare(*runs, count=args.bootstrap_samples, confidence=args.confidence, seed=args.bootstrap_seed)
     for letter, run in zip("AB", runs, strict=True):
-        console.print(f"{letter}: {run.folder} ({run.summary['model']})", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{letter}: {run.folder} ({run.model})", markup=False, highlight=False, soft_wrap=True)
     for warning in warnings:
         console.print(f"Not only the models differ: {warning}.", style="bold red", markup=False, soft_wrap=True)
     for found in comparison_tables(comparison):
@@ -232,7 +232,7 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> int:
                 if isinstance(error, KeyboardInterrupt):
                     return 130
                 raise
-            summary = summarize(settings, evaluation.verdicts(), evaluation.judge.tells_unparsed)
+            summary = summarize(settings, evaluation.verdicts(), evaluation.judge.tells_unparsed, folder.served)
             path = folder.write_summary(summary)
     console.print(args.model, style="bold", markup=False, highlight=False)
     for found in tables(summary):

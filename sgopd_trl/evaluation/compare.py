@@ -45,6 +45,12 @@ class Run:
     problems: dict[str, list[Line]]
     verdicts: dict[str, list[list[Line]]]
 
+    @property
+    def model(self) -> str:
+        """What was evaluated, for people; of a served model also what the server calls it."""
+        model, served = self.summary["model"], self.summary.get("served")
+        return model if served is None else f"{model}, served as {served['id']} from {served['root']}"
+
     @classmethod
     def read(cls, folder: str | Path) -> "Run":
         """Reads an `output_dir`.

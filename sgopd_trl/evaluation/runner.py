@@ -1,14 +1,14 @@
 """An evaluation from its problems to its samples and verdicts: what is missing is asked, judged and kept at once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..seeded_sampling import rollout_seed
 from ..teachers.protocol import SamplingSettings
 from .benchmarks import Problems
-from .engines import Engine, Request, Sample
+from .engines import Engine, Finished, Request, Sample
 from .judge import Judge
 from .settings import EvaluationSettings
 from .store import BenchmarkFiles, Key, Line, OutputFolder
@@ -53,6 +53,7 @@ class Evaluation:
         self.settings = settings
         self.tokenizer = tokenizer
         self.judge = judge
+        self.folder = folder
         self.rows: dict[str, list[Line]] = {each.name: each.rows.to_list() for each in problems}
         self.files: dict[str, BenchmarkFiles] = {each.name: folder[each.name] for each in problems}
         self.prompt_ids = {
@@ -106,6 +107,7 @@ class Evaluation:
 
         Raises:
             EngineError: when the engine cannot answer. What has finished is kept.
+            ValueError: when it serves another model than the one that the folder's samples come from.
         """
         missing = self.judge_leftovers()
         progress.start(self.total - len(missing), self.total)
@@ -117,7 +119,14 @@ class Evaluation:
             top_k=0,
             max_new_tokens=self.settings.max_new_tokens,
         )
-        with closing(open_engine()) as engine, closing(engine.generate(missing, settings)) as batches:
+        with closing(open_engine()) as engine:
+            if engine.served is not None:
+                self.folder.check_served(engine.served)
+            self._keep(engine.generate(missing, settings), progress)
+
+    def _keep(self, batches: Generator[Finished, None, None], progress: Progress) -> None:
+        """Writes and judges what has finished."""
+        with closing(batches):
             for finished in batches:
                 by_benchmark: dict[str, list[Line]] = defaultdict(list)
                 for request, sample in finished:

@@ -153,7 +153,7 @@ class OutputFolder:
             rejudge: the verdicts are made anew, so that they may depend on something else than before.
 
         Returns:
-            what `remember` takes.
+            what `remember` takes, `served` of earlier ones included.
 
         Raises:
             ValueError: naming what differs.
@@ -172,7 +172,30 @@ class OutputFolder:
                     f"{self.path} holds other verdicts: {changed}. Add --rejudge to judge the samples there are anew."
                 )
             templates = old["templates"] | templates
-        return {"samples": of_samples, "verdicts": of_verdicts, "templates": templates}
+        served = None if old is None else old.get("served")
+        return {"samples": of_samples, "verdicts": of_verdicts, "templates": templates, "served": served}
+
+    @property
+    def served(self) -> Line | None:
+        """The served model that the samples come from; `None` where no server has been asked."""
+        old = self._remembered()
+        return None if old is None else old.get("served")
+
+    def check_served(self, served: Line) -> None:
+        """Refuses to mix samples of several served models, and remembers the first.
+
+        Args:
+            served: `id` and `root`, as the server names them.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        if changed := differences(self.served or served, served):
+            raise ValueError(
+                f"{self.path} holds samples of another served model: {changed}. Serve that one, or choose another "
+                "`output_dir`."
+            )
+        self.remember(self._remembered() | {"served": served})
 
     def forget_verdicts(self, benchmarks: Sequence[str], of_verdicts: Line) -> None:
         """Removes the verdicts of these benchmarks; those of all benchmarks in the folder where the settings, of which it

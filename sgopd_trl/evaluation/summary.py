@@ -27,14 +27,20 @@ def values_of(verdicts: Verdicts, k: int) -> np.ndarray:
     return np.stack([accuracies(correct), pass_probabilities(correct, k)], 1)
 
 
-def summarize(settings: "EvaluationSettings", verdicts: Mapping[str, Verdicts], tells_unparsed: bool) -> dict[str, Any]:
+def summarize(
+    settings: "EvaluationSettings",
+    verdicts: Mapping[str, Verdicts],
+    tells_unparsed: bool,
+    served: dict[str, str | None] | None = None,
+) -> dict[str, Any]:
     """The summary of an evaluation.
 
     Args:
         verdicts: of each benchmark. tells_unparsed: whether the verifier tells samples without an answer from wrong ones.
+        served: the served model, as `Engine` has it.
 
     Returns:
-        `model`, `settings`, `datasets` (each with `avg@k` and `pass@k` as mean, low and high, and counts) and `average`.
+        `model`, `served`, `settings`, `datasets` (each with `avg@k` and `pass@k` as mean, low and high, and counts) and `average`.
     """
     each, average = bootstrap(
         [values_of(rows, settings.k) for rows in verdicts.values()],
@@ -48,6 +54,7 @@ def summarize(settings: "EvaluationSettings", verdicts: Mapping[str, Verdicts], 
     }
     return {
         "model": settings.model,
+        "served": served,
         "settings": settings.as_dict(),
         "datasets": datasets,
         "average": _named(average, settings.k),

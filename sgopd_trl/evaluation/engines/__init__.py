@@ -1,3 +1,3 @@
 """Engines: what samples completions, behind one protocol."""
 
-from .protocol import Engine, EngineError, Request, Sample
+from .protocol import Engine, EngineError, Finished, Request, Sample

@@ -21,6 +21,8 @@ class TransformersEngine:
         model: in evaluation mode. tokenizer: its own. batch_size: completions at a time.
     """
 
+    served = None
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 256):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -57,7 +59,6 @@ class TransformersEngine:
             batch = ordered[start : start + self.batch_size]
             yield list(zip(batch, self._batch(batch, settings), strict=True))
 
-    @torch.inference_mode()
     def _batch(self, requests: Sequence[Request], settings: SamplingSettings) -> list[Sample]:
         longest = max(len(request.prompt_ids) for request in requests)
         ids = torch.full((len(requests), longest), self.pad)

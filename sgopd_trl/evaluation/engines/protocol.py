@@ -42,7 +42,13 @@ Finished = list[tuple[Request, Sample]]
 
 
 class Engine(Protocol):
-    """Samples completions of a model."""
+    """Samples completions of a model.
+
+    Attributes:
+        served: what a server calls the model behind it, `id` and `root`; `None` where the settings say which model it is.
+    """
+
+    served: dict[str, str | None] | None
 
     def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> Generator[Finished, None, None]:
         """Hands over what has finished, as soon as it has, in any order; every request once.

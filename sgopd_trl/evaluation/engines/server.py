@@ -83,6 +83,7 @@ class ServerEngine:
             )
         except ValueError as error:
             raise ValueError(_in_our_words(str(error))) from error
+        self.served = {"id": self._server.served.id, "root": self._server.served.root}
 
     def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> Generator[Finished, None, None]:
         finished: queue.SimpleQueue[tuple[Request, Sample] | None] = queue.SimpleQueue()

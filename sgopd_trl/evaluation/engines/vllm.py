@@ -20,6 +20,8 @@ class VLLMEngine:
         ImportError: when vLLM is not installed.
     """
 
+    served = None
+
     def __init__(
         self,
         model: str,
