@@ -97,8 +97,15 @@ class StudyProgress:
         self.console.print(number + text, markup=False, highlight=False, soft_wrap=True)
 
 
-def last_step(train_dir: Path) -> int:
-    """The last step that a training has logged: of the stage that wrote last, where it has several."""
-    files = sorted(train_dir.glob(f"**/{METRICS}"), key=lambda path: path.stat().st_mtime)
-    lines = files[-1].read_bytes().split(b"\n")[:-1] if files else []
+def last_step(train_dir: Path) -> int | None:
+    """The last step that a training has logged: of the stage that wrote last, where it has several.
+
+    None where that cannot be told at the moment: a run that starts again removes what it has left before.
+    """
+    try:
+        files = filter(Path.is_file, [train_dir / METRICS, *train_dir.glob(f"_stages/*/{METRICS}")])
+        last = max(files, key=lambda path: path.stat().st_mtime, default=None)
+        lines = [] if last is None else last.read_bytes().split(b"\n")[:-1]
+    except OSError:
+        return None
     return json.loads(lines[-1])["step"] if lines else 0
