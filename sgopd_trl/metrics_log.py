@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 FILE_NAME = "metrics.jsonl"
+STAGES = "_stages"  # of an output folder: where all stages but the last one work
 
 
 class MetricsLog(TrainerCallback):
@@ -62,16 +64,25 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_rollout_metrics(*paths: str | Path) -> list[dict[str, Any]]:
-    """The metrics of a run, comparable with other runs'; of a run in stages, those of its files, their steps counted on.
+def read_run(folder: str | Path, stages: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The metrics of a run from its output folder, comparable with other runs'; none where it has logged none. Of a run in
+    stages those of all that train, their steps counted on.
 
     Steps without rollouts, of SFT, lose their entropy: it is that on the teacher's tokens.
+
+    Args:
+        stages: the stages' names in order; default: the stages that there are, in the order in which they were written.
 
     Raises:
         ValueError: as `read_metrics`.
     """
+    folder = Path(folder)
+    if stages is None:
+        files = sorted(folder.glob(f"{STAGES}/*/{FILE_NAME}"), key=lambda path: path.stat().st_mtime)
+    else:
+        files = [folder / STAGES / name / FILE_NAME for name in stages]
     rows: list[dict[str, Any]] = []
-    for path in paths:
+    for path in filter(Path.is_file, [*files, folder / FILE_NAME]):  # a stage that makes rollouts has none
         before = rows[-1]["step"] if rows else 0
         rows += [row | {"step": row["step"] + before} for row in read_metrics(path)]
     for row in rows:

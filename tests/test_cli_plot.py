@@ -1,12 +1,13 @@
 """`sgopd plot` on the metrics of runs."""
 
 import json
+import os
 
 import pytest
 from matplotlib.image import imread
 
 from sgopd_trl.cli import main
-from sgopd_trl.metrics_log import read_rollout_metrics
+from sgopd_trl.metrics_log import read_run
 
 
 def run_folder(path, *, samples=True, signs=True):
@@ -18,7 +19,7 @@ def run_folder(path, *, samples=True, signs=True):
         if signs:
             row |= {"sign/agree": 0.5, "sign/disagree": 0.3, "sign/neutral": 0.2, "teacher_sampling/alpha": 0.1}
         rows.append(row)
-    path.mkdir()
+    path.mkdir(parents=True, exist_ok=True)
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -61,8 +62,24 @@ def test_mistakes_are_named(tmp_path, monkeypatch, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_stages_count_on_and_teacher_tokens_have_no_entropy(tmp_path):
-    sft, gate = (run_folder(tmp_path / name, samples=name == "gate", signs=False) for name in ("sft", "gate"))
-    rows = read_rollout_metrics(f"{sft}/metrics.jsonl", f"{gate}/metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 11))
-    assert [row.get("entropy") for row in rows] == [None] * 5 + [0.5] * 5
+def test_stages_count_on_and_teacher_tokens_have_no_entropy(tmp_path, monkeypatch):
+    """The stages in the order in which they were written, which is not that of their names; a rollouts' stage has no metrics."""
+    run = tmp_path / "run"
+    for time, name in enumerate(("_stages/sft", "_stages/anew", ".")):
+        run_folder(run / name, samples=name != "_stages/sft", signs=name == ".")
+        os.utime(run / name / "metrics.jsonl", (time, time))
+    (run / "_stages" / "rollouts").mkdir()
+    rows = read_run(run)
+    assert [row["step"] for row in rows] == list(range(1, 16))
+    assert [row.get("entropy") for row in rows] == [None] * 5 + [0.5] * 10
+
+    drawn = []
+    monkeypatch.setattr("sgopd_trl.figures.plot_dynamics", lambda log, path: drawn.append(log))
+    assert main(["plot", str(run), "--output_dir", str(tmp_path / "out")]) == 0
+    assert drawn == [rows]
+
+
+def test_a_run_in_its_first_stage_can_be_drawn(tmp_path):
+    run_folder(tmp_path / "run" / "_stages" / "gate")
+    assert main(["plot", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "training_dynamics.png").is_file()

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from sgopd_trl.study.pictures import draw, read_run, row_panels
+from sgopd_trl.study.pictures import draw, read_task, row_panels
 from sgopd_trl.study.results import RowResult
 from sgopd_trl.study.statistics import Difference, Mean
 
@@ -26,7 +26,7 @@ def rollouts(step, reward=0.5):
 def test_the_steps_of_stages_are_counted_on_and_an_entropy_on_the_teachers_tokens_is_none(tmp_path):
     sft = [{"step": 1, "loss": 2.0, "entropy": 0.4}, {"step": 2, "loss": 1.0, "entropy": 0.2}]
     lines = {"_stages/sft": sft, ".": [rollouts(1), rollouts(2)]}
-    rows = read_run(write_run(tmp_path, lines, ["rollouts", "sft", "gate"]))
+    rows = read_task(write_run(tmp_path, lines, ["rollouts", "sft", "gate"]))
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row.get("entropy") for row in rows] == [None, None, 0.3, 0.3]
     assert [row.get("loss") for row in rows] == [2.0, 1.0, None, None]

@@ -12,7 +12,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="draw the training dynamics of runs: output folders of `sgopd train`",
         description="Draws reward, response length, entropy and reverse KL over the steps (Figure 5 of the paper) as "
         "training_dynamics.png, and the sign shares (Figure 7) as sign_shares.png, a line a run. What a run does not log "
-        "is left out.",
+        "is left out; the steps of stages are counted on.",
         allow_abbrev=False,
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of a run")
@@ -35,14 +35,17 @@ def draw(runs: list[Path], names: list[str], output_dir: Path) -> None:
             be read, or none of a trainer that samples.
     """
     from ..figures import plot_dynamics, plot_dynamics_of_rows, plot_sign_shares, plot_sign_shares_of_rows
-    from ..metrics_log import FILE_NAME, read_rollout_metrics
+    from ..metrics_log import FILE_NAME, read_run
 
     if len(names) != len(runs) or len(set(names)) != len(names):
         raise UsageError(f"{len(runs)} runs need as many different names, got {names}. Give them with --names.")
-    for path in runs:
-        if not (path / FILE_NAME).is_file():
-            raise UsageError(f"{path} has no {FILE_NAME}: it is not the output folder of a run of `sgopd train`.")
-    logs = {name: [read_rollout_metrics(path / FILE_NAME)] for name, path in zip(names, runs, strict=True)}
+    logs = {name: [read_run(path)] for name, path in zip(names, runs, strict=True)}
+    for path, (log,) in zip(runs, logs.values(), strict=True):
+        if not log:
+            raise UsageError(
+                f"{path} has no {FILE_NAME} with a step in it: it is not the output folder of a run of `sgopd train`, or that "
+                "has logged nothing yet."
+            )
     signed = {name: run for name, run in logs.items() if any(row.get("sign/agree") is not None for row in run[0])}
     output_dir.mkdir(parents=True, exist_ok=True)
     dynamics, shares = output_dir / "training_dynamics.png", output_dir / "sign_shares.png"

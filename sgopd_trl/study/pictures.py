@@ -7,10 +7,9 @@ from typing import Any
 import yaml
 
 from ..figures import Interval, plot_dynamics_of_rows, plot_rows, plot_sign_shares_of_rows
-from ..metrics_log import read_rollout_metrics
+from ..metrics_log import read_run
 from .plan import RECIPE, TRAIN_DIR
 from .results import RowResult, metrics_of
-from .worker import METRICS
 
 
 ROWS, DYNAMICS, SIGN_SHARES = "rows.png", "training_dynamics.png", "sign_shares.png"
@@ -31,7 +30,7 @@ def draw(results: Sequence[RowResult], baseline: str, dynamics: Sequence[str] | 
         drawn.append(ROWS)
     trained = [row for row in done if None not in row.runs]
     shown = trained[:MAX_LINES] if dynamics is None else [row for row in trained if row.name in dynamics]
-    logs = {row.name: [read_run(folder) for folder in row.folders.values()] for row in shown}
+    logs = {row.name: [read_task(folder) for folder in row.folders.values()] for row in shown}
     for name, plot, metrics in (
         (DYNAMICS, plot_dynamics_of_rows, ("reward", "completions/mean_length", "entropy", "reverse_kl")),
         (SIGN_SHARES, plot_sign_shares_of_rows, ("sign/agree",)),
@@ -61,13 +60,10 @@ def row_panels(results: Sequence[RowResult], baseline: str) -> dict[str, dict[st
     return panels
 
 
-def read_run(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a run; of a recipe with stages those of all that train."""
+def read_task(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run from its folder in the study's `runs_dir`, those of all its stages in the recipe's order."""
     recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-    names = [str(stage.get("name")) for stage in recipe.get("stages") or ()]
-    train = folder / TRAIN_DIR
-    files = [train / "_stages" / name / METRICS for name in names[:-1]] + [train / METRICS]
-    return read_rollout_metrics(*filter(Path.is_file, files))  # a stage that makes rollouts has none
+    return read_run(folder / TRAIN_DIR, [stage["name"] for stage in recipe.get("stages", ())][:-1])
 
 
 def _has(run: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> bool:
