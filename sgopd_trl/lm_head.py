@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -41,11 +41,18 @@ class LmHead:
         scale, softcap = logit_scale(config), getattr(config, "final_logit_softcapping", None)
         return cls(head.weight, head.bias, vocab_size, temperature, scale, softcap, fp32)
 
+    def cast_for(self, hidden: torch.Tensor) -> "LmHead":
+        """The rows that are used, cast for these hidden states: (V, H) once, and not for every chunk of tokens.
+
+        No copy is made where the weight is of that type already.
+        """
+        weight = _factor(self.weight[: self.vocab_size], self.compute_dtype(hidden))
+        return replace(self, weight=weight, bias=None if self.bias is None else self.bias[: self.vocab_size].float())
+
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head's outputs, (n, V) float32, for hidden states (n, H)."""
-        dtype = self.compute_dtype(hidden)
-        outputs = _matmul(hidden.to(dtype), self.weight[: self.vocab_size].to(dtype).t())
-        return outputs if self.bias is None else outputs + self.bias[: self.vocab_size].float()
+        """Outputs, (n, V) float32, for hidden states (n, H), of a head that `cast_for` has given."""
+        outputs = _matmul(_factor(hidden, self.compute_dtype(hidden)), self.weight.t())
+        return outputs if self.bias is None else outputs + self.bias
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
         """Logits at the temperature from the head's outputs."""
@@ -123,8 +130,10 @@ def weighted_token_loss(
 ) -> torch.Tensor:
     """Weighted sum of N tokens' losses over the vocabulary, with the gradients to the student's hidden states and head.
 
-    The gradients are computed together with the loss, a chunk of tokens at a time: besides the gradients themselves (N, H)
-    and (V', H) it takes O(chunk * V) memory, and nothing of the other models is kept for the backward pass.
+    The gradients are computed together with the loss, a chunk of tokens at a time. Besides the gradients themselves, (N, H)
+    and (V', H) in float32, it takes O(chunk * V) memory and, while it runs, a copy (V, H) of each head whose weight is not
+    in the type it is multiplied in (float32 weights under autocast). Nothing of the other models is kept for the backward
+    pass.
 
     Args:
         token_loss: called with the logits (n, V) of the student and of each of the others, and with the slice of the N
@@ -152,6 +161,9 @@ class _WeightedTokenLoss(torch.autograd.Function):
             for tensor, need in zip((hidden, weight, bias), needed, strict=True)
         )
         total = torch.zeros((), **float32)
+        dtype = head.compute_dtype(hidden)
+        head = head.cast_for(hidden)
+        others = [(states, other.cast_for(states)) for states, other in others]
         for first in range(0, hidden.size(0), tokens_per_chunk):
             rows = slice(first, first + tokens_per_chunk)
             outputs = head.project(hidden[rows]).requires_grad_(any(needed))
@@ -163,14 +175,13 @@ class _WeightedTokenLoss(torch.autograd.Function):
             if not any(needed):
                 continue
             (gradient,) = torch.autograd.grad(loss, outputs)
-            dtype = head.compute_dtype(hidden)
             if of_bias is not None:
                 of_bias[: head.vocab_size] += gradient.sum(0)
-            gradient = gradient.to(dtype)
+            gradient = _factor(gradient, dtype)
             if of_hidden is not None:
-                of_hidden[rows] = _matmul(gradient, weight[: head.vocab_size].to(dtype))
+                of_hidden[rows] = _matmul(gradient, head.weight)
             if of_weight is not None:
-                _matmul(gradient.t(), hidden[rows].to(dtype), add_to=of_weight[: head.vocab_size])
+                _matmul(gradient.t(), _factor(hidden[rows], dtype), add_to=of_weight[: head.vocab_size])
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         return total
@@ -185,13 +196,20 @@ class _WeightedTokenLoss(torch.autograd.Function):
         return *gradients, None, None, None, None, None, None
 
 
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _factor(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A factor of `_matmul`, rounded to `dtype`; in float32 where products of that type have no float32 outputs."""
+    matrix = matrix.to(dtype)
+    return matrix if matrix.is_cuda and dtype in _HALVES else matrix.float()
+
+
 def _matmul(a: torch.Tensor, b: torch.Tensor, add_to: torch.Tensor | None = None) -> torch.Tensor:
-    """a @ b, in float32 also where the factors are not: rounded logits would be noise in a divergence."""
+    """a @ b of two `_factor`s, in float32 also where these are not: rounded logits would be noise in a divergence."""
     with torch.autocast(a.device.type, enabled=False):
-        if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16):
+        if a.dtype in _HALVES:
             if add_to is not None:
                 return torch.addmm(add_to, a, b, out_dtype=torch.float32, out=add_to)
             return torch.mm(a, b, out_dtype=torch.float32)
-        if add_to is not None:
-            return add_to.addmm_(a.float(), b.float())
-        return a.float() @ b.float()
+        return a @ b if add_to is None else add_to.addmm_(a, b)

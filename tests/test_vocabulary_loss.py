@@ -1,6 +1,7 @@
 """The formulas over the vocabulary: computed by hand, as expectations of the sampled token's gradient, and in their limits."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -214,6 +215,52 @@ def test_no_tensor_of_all_tokens_logits_is_made():
             chunk,
         ).backward()
     assert largest.numel <= chunk * vocabulary
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 64])
+def test_under_autocast_each_head_is_cast_once_and_not_for_every_chunk(chunk):
+    """Counted in the copies of a head's size: rounded once a head, and on a processor widened once again."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    tokens, vocabulary, width, casts = 64, 50, 96, []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten._to_copy.default and output.numel() == vocabulary * width:
+                casts.append(output.dtype)
+            return output
+
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator).requires_grad_()  # noqa: E731
+    states = [draw(tokens, width) for _ in range(3)]
+    heads = [LmHead(draw(vocabulary + padding, width), None, vocabulary, temperature=10.0) for padding in (0, 3, 7)]
+    lam = torch.full((tokens,), 1.5)
+
+    def loss(states, heads):
+        return weighted_token_loss(
+            lambda s, t, r, rows: reverse_kl_loss(s, t, r, lam[rows]),
+            states[0],
+            heads[0],
+            list(zip(states[1:], heads[1:], strict=True)),
+            torch.ones(tokens),
+            chunk,
+        )
+
+    with torch.autocast("cpu", torch.bfloat16), Casts():
+        got = loss(states, heads)
+    assert casts.count(torch.bfloat16) == 3 and casts.count(torch.float32) == 3 and len(casts) == 6
+    gradients = torch.autograd.grad(got, [states[0], heads[0].weight])
+    assert [gradient.dtype for gradient in gradients] == [torch.float32] * 2
+
+    # The same as with states and heads that were rounded before
+    rounded = [replace(head, weight=head.weight.detach().bfloat16().float().requires_grad_()) for head in heads]
+    rounded_states = [s.detach().bfloat16().float().requires_grad_() for s in states]
+    expected = loss(rounded_states, rounded)
+    torch.testing.assert_close(got, expected)
+    exact = torch.autograd.grad(expected, [rounded_states[0], rounded[0].weight])
+    for gradient, other in zip(gradients, exact, strict=True):
+        assert (gradient - other).norm() / other.norm() < 0.005  # the gradient to the logits is rounded, too
 
 
 def test_bfloat16_keeps_the_divergence_in_float32():
