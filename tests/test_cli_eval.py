@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from sgopd_trl.cli import main
 from sgopd_trl.evaluation import evaluate
 from sgopd_trl.evaluation.metrics import pass_at_k
+from sgopd_trl.miniature import resolve
 from sgopd_trl.seeded_sampling import rollout_seed
 
 
@@ -114,6 +116,32 @@ def test_the_models_own_sampling_settings_do_not_leak_in(tmp_path, capsys):
     run(capsys, *arguments, tmp_path / "plain")
     own, plain = (read_lines(tmp_path / name / "miniature" / "samples.jsonl") for name in ("own", "plain"))
     assert [line["completion_ids"] for line in own] == [line["completion_ids"] for line in plain]
+
+
+def test_a_branch_of_the_hub_that_has_moved_is_refused(tmp_path, capsys, monkeypatch):
+    """As a Hub id is found in the cache: what `main` stands for is remembered. So is the template that made the prompts."""
+    repository, commits = tmp_path / "hub" / "models--org--guess", ("0123456789" * 4, "9876543210" * 4)
+    for commit in commits:
+        shutil.copytree(resolve("miniature:guess"), repository / "snapshots" / commit)
+    reference = repository / "refs" / "main"
+    reference.parent.mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments = [*MINIATURE, "--model", "org/guess", "--max_problems", "2", "--output_dir", str(tmp_path / "out")]
+
+    reference.write_text(commits[0])
+    assert main(arguments) == 0
+    assert summary_of(tmp_path / "out")["settings"]["weights"] == commits[0]
+    reference.write_text(commits[1])
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f"`weights` was '{commits[0]}' and is now '{commits[1]}'" in capsys.readouterr().err
+    reference.write_text(commits[0])
+    template = repository / "snapshots" / commits[0] / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another #}")
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "holds samples of other settings: `chat_template` was" in capsys.readouterr().err
 
 
 def test_finished_evaluations_load_no_model(miniature, capsys, monkeypatch):

@@ -156,6 +156,7 @@ def test_more_samples_and_more_problems_ask_only_for_what_is_new(tmp_path):
         ({"temperature": 0.7}, "`temperature` was 1.0 and is now 0.7"),
         ({"model": "other"}, "`model` was 'miniature:guess' and is now 'other'"),
         ({"weights": "abc"}, "`weights` was None and is now 'abc'"),
+        ({"chat_template": "abc"}, "`chat_template` was None and is now 'abc'"),
         ({"seed": 3}, "`seed` was 0 and is now 3"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "`chat_template_kwargs` was {} and is now"),
         ({"vllm_settings": {"quantization": "fp8"}}, "`vllm_settings` was None and is now {'quantization': 'fp8'}"),
@@ -166,6 +167,17 @@ def test_other_settings_are_refused(tmp_path, override, said):
     with pytest.raises(ValueError, match="holds samples of other settings") as refusal:
         evaluate(tmp_path, Engine(), **override)
     assert said in str(refusal.value)
+
+
+def test_a_setting_that_the_folder_does_not_know_is_taken_over(tmp_path):
+    evaluate(tmp_path, Engine())
+    path = tmp_path / "settings.json"
+    old = json.loads(path.read_text())
+    del old["samples"]["chat_template"]  # as an earlier version has written it
+    path.write_text(json.dumps(old))
+    evaluate(tmp_path, None, chat_template="abc")
+    with pytest.raises(ValueError, match="`chat_template` was 'abc' and is now 'def'"):
+        evaluate(tmp_path, None, chat_template="def")
 
 
 def test_other_problems_templates_and_verifiers_are_refused(tmp_path):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..evaluation.judge import Judge
     from ..evaluation.runner import Evaluation
     from ..evaluation.settings import EvaluationSettings
+    from ..evaluation.store import OutputFolder
 
 
 # Options that only some engines have, with their defaults: the parser leaves None, so that one that is given is seen
@@ -213,12 +214,9 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> int:
         from ..evaluation.progress import SampleProgress
         from ..evaluation.store import OutputFolder
         from ..evaluation.summary import judge_failures, summarize, tables
-        from ..miniature import resolve
-        from ..teachers.identity import weights_hash
 
-        settings = _settings(args, weights_hash(resolve(args.model)))
         with closing(OutputFolder(args.output_dir)) as folder:
-            evaluation, tokenizer = _evaluation(args, settings, folder)
+            evaluation, tokenizer = _evaluation(args, folder)
             try:
                 with SampleProgress() as progress, reported("sgopd eval", EngineError):
                     evaluation.run(partial(_open_engine, args, evaluation, tokenizer), progress)
@@ -232,7 +230,9 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> int:
                 if isinstance(error, KeyboardInterrupt):
                     return 130
                 raise
-            summary = summarize(settings, evaluation.verdicts(), evaluation.judge.tells_unparsed, folder.served)
+            summary = summarize(
+                evaluation.settings, evaluation.verdicts(), evaluation.judge.tells_unparsed, folder.served
+            )
             path = folder.write_summary(summary)
     console.print(args.model, style="bold", markup=False, highlight=False)
     for found in tables(summary):
@@ -248,27 +248,28 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace, weights: str | None = None) -> "EvaluationSettings":
+def _settings(args: argparse.Namespace, **found: str | None) -> "EvaluationSettings":
     from ..evaluation.settings import EvaluationSettings
 
     values = {name: getattr(args, name) for name in EvaluationSettings.__dataclass_fields__ if hasattr(args, name)}
-    return EvaluationSettings(**values, weights=weights)
+    return EvaluationSettings(**values, **found)
 
 
-def _evaluation(
-    args: argparse.Namespace, settings: "EvaluationSettings", folder: Any
-) -> tuple["Evaluation", "PreTrainedTokenizerBase"]:
+def _evaluation(args: argparse.Namespace, folder: "OutputFolder") -> tuple["Evaluation", "PreTrainedTokenizerBase"]:
     from transformers import AutoTokenizer
 
+    from ..evaluation.identity import chat_template_hash, weights_of
     from ..evaluation.runner import Evaluation
     from ..miniature import resolve
 
+    model = resolve(args.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve(args.model), revision=args.revision, trust_remote_code=args.trust_remote_code
+            model, revision=args.revision, trust_remote_code=args.trust_remote_code
         )
     except OSError as error:
         raise OSError(f"The tokenizer of {args.model} cannot be loaded: {error}") from error
+    settings = _settings(args, weights=weights_of(model, args.revision), chat_template=chat_template_hash(tokenizer))
     problems, judge = load_data(args, tokenizer.chat_template is not None)
     return Evaluation(settings, problems, tokenizer, judge, folder, args.rejudge), tokenizer
 

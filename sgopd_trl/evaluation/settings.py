@@ -16,7 +16,8 @@ class EvaluationSettings:
     """The settings of `sgopd eval`. Defaults are the paper's (Section 5.1, "Evaluation").
 
     Args:
-        model: Hub id, directory or "miniature:NAME". revision: of a Hub id. weights: hash of a directory's weights.
+        model: Hub id, directory or "miniature:NAME". revision: of a Hub id.
+        weights: hash of a directory's weights, or commit of a Hub id. chat_template: hash of the one that makes the prompts.
         engine: one of `ENGINES`. dtype: of the weights; `None` is the engine's choice.
         vllm_settings: further arguments of vLLM's `LLM`.
         k: of avg@k and pass@k. n: samples a problem, at least k; `None`: k.
@@ -35,6 +36,7 @@ class EvaluationSettings:
     engine: str = "vllm"
     revision: str | None = None
     weights: str | None = None
+    chat_template: str | None = None
     dtype: str | None = None
     vllm_settings: dict[str, Any] | None = None
     k: int = 32
