@@ -67,6 +67,14 @@ class FullVocabulary:
         rows = [trainer.accelerator.unwrap_model(m).get_output_embeddings().out_features for m in models]
         self.vocab_size = min(max(trainer._tokenizer.get_vocab().values()) + 1, *rows)
 
+    @property
+    def takes_all_extrapolated(self) -> bool:
+        """Whether no policy gradient is left that reads the reference's log-probability of the sampled token.
+
+        The full-vocabulary reverse KL takes over every token whose strength is not 1. AOPD leaves those with a2 > 0.
+        """
+        return self.trainer.args.reverse_kl == "full_vocabulary"
+
     def teacher_index(self, names: Sequence[str], device: torch.device) -> torch.Tensor:
         """Each row's teacher among `teachers`, (B,), from the names in its column."""
         teacher = self.trainer.teacher
@@ -162,6 +170,7 @@ class FullVocabulary:
             asked = self._rows(extrapolated.any(1)) if self.trainer.router.uses_reference else []
             if len(asked):
                 states, reference_head = self._reference(ids[asked], attention[asked], weights.size(1))
+                _check_finite(states[extrapolated[asked]])
                 states = states.new_zeros(len(rows), *states.shape[1:]).index_copy(0, asked, states)
                 others.append((states, reference_head))
             with _gathered(head, *(other for _, other in others)):
@@ -226,6 +235,15 @@ class FullVocabulary:
 def _gathered(*heads: LmHead) -> AbstractContextManager:
     """Under ZeRO-3 the heads' weights are whole inside."""
     return maybe_gather_lm_head_ctx(*(tensor for head in heads for tensor in (head.weight, head.bias)))
+
+
+def _check_finite(reference_states: torch.Tensor) -> None:
+    """The other models are checked when they score the sampled tokens (`RolloutScorer`), which the reference does not."""
+    if not torch.isfinite(reference_states).all():
+        raise ValueError(
+            "The reference's last hidden states are not finite where tokens are extrapolated. Check the reference's weights "
+            "and dtype (float16 overflows; use bfloat16 or float32)."
+        )
 
 
 def _in_process(teacher: Teacher) -> list[InProcessTeacher]:

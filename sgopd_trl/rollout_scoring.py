@@ -60,8 +60,9 @@ class RolloutScorer:
 
         Returns:
             `student_logps`, `teacher_logps` and `reference_logps`, each (B, L), `gate_coin` (B, L) for the random gate, and
-            `teacher_index` (B,), the row's teacher among the run's, for a loss over the vocabulary. Where no token of a sequence can be extrapolated, the reference is not asked and stands at the
-            teacher's.
+            `teacher_index` (B,), the row's teacher among the run's, for a loss over the vocabulary. Where no token of a
+            sequence can be extrapolated, or the sampled token's value is not what is extrapolated (full-vocabulary reverse
+            KL), the reference is not asked and stands at the teacher's.
 
         Raises:
             ValueError: when a model cannot score a token, naming the prompt and the position.
@@ -75,7 +76,8 @@ class RolloutScorer:
             scores["teacher_index"] = trainer.full_vocabulary.teacher_index(trainer.teacher_names, mask.device)
         coin = self._gate_coin(mask) if trainer.router.gate == "random" else None
         used = rows & trainer.router.may_extrapolate(batch.get("gate_advantages", batch["advantages"]))
-        if trainer.router.uses_reference:
+        asks_reference = trainer.router.uses_reference and not trainer.full_vocabulary.takes_all_extrapolated
+        if asks_reference:
             with trainer.step_log.timed("reference"):
                 reference, scored = self._reference_logps(batch, used, rows)
                 self._check_finite("reference", reference, batch, mask * used.unsqueeze(1))
@@ -88,7 +90,7 @@ class RolloutScorer:
         teacher = stack_scores(answers, batch["completion_ids"]) * batch["completion_mask"]
         self._check_finite("teacher", teacher, batch, mask)
         scores["teacher_logps"] = scores["reference_logps"] = teacher
-        if trainer.router.uses_reference:
+        if asks_reference:
             scores["reference_logps"] = torch.where(used.unsqueeze(1), reference, teacher)
         return scores if coin is None else scores | {"gate_coin": coin}
 

@@ -35,17 +35,19 @@ def route_step(trainer: "SGOPDTrainer", micro_batches: list[dict[str, Any]]) -> 
     share = agree / max(tokens, 1)
 
     routed = []
+    counts_flips = not trainer.full_vocabulary.takes_all_extrapolated  # otherwise no sampled token is extrapolated
     flips = 0
     for batch, mask, a2, phi in prepared:
         outcome = batch["advantages"]
         a1 = batch.get("gate_advantages", outcome)
         consensus = router.consensus(a1, a2, batch.get("gate_coin"), share)
         advantages = router.advantages(a1, a2, consensus, batch["teacher_logps"], batch["reference_logps"], outcome)
-        flips = flips + masked_sum(sign_flips(consensus, a2, advantages), mask)
+        if counts_flips:
+            flips = flips + masked_sum(sign_flips(consensus, a2, advantages), mask)
         phi = None if phi is None else unit_mean(phi, total_phi, tokens)
         losses = trainer.full_vocabulary.take_over(a1, a2, consensus, advantages, phi)
         routed.append(batch | losses | {"outcome_advantages": outcome, "a2": a2})
-    flips = trainer.accelerator.reduce(flips, reduction="sum").item()
+    flips = trainer.accelerator.reduce(flips, reduction="sum").item() if counts_flips else None
     for name, value in token_metrics(sums, flips).items():
         trainer.step_log.value(name, value)
     return routed

@@ -51,6 +51,19 @@ def test_random_gate_extrapolates_where_the_coin_says():
     torch.testing.assert_close(advantages(Router(gate="random"), coin, 0.5), expected)
 
 
+@pytest.mark.parametrize("gate", [None, "sign", "positive", "random", "two_level", "never"])
+@pytest.mark.parametrize("disagree_mode", ["interp", "preserve", "grpo", "mask"])
+@pytest.mark.parametrize("neutral_mode", ["conflict", "opd"])
+def test_every_extrapolated_token_has_a_weight_over_the_vocabulary(gate, disagree_mode, neutral_mode):
+    """So that with the full-vocabulary reverse KL no sampled token's reference is read."""
+    router = Router(gate, 1.8, 1.25, disagree_mode, beta=0.0, neutral_mode=neutral_mode, cells=(1.5, 1.2, 1.1, 1.3))
+    consensus = router.consensus(A1, A2, torch.tensor([[0.9, 0.1, 0.9], [0.1, 0.9, 0.1]]), 0.5)
+    weights, strengths = router.vocabulary_weights(A1, A2, consensus), router.strengths(A1, A2, consensus)
+    assert (weights[strengths != 1] == 1).all()
+    left = router.advantages(A1, A2, consensus, T, R).masked_fill(weights != 0, 0.0)
+    assert torch.equal(left, router.advantages(A1, A2, consensus, T, T).masked_fill(weights != 0, 0.0))
+
+
 def test_reductions():
     assert torch.equal(advantages(Router(gate=None)), A2)  # no gate at lambda 1: OPD
     torch.testing.assert_close(advantages(Router(gate=None, lambda_base=1.25)), EX_BASE)  # lambda > 1: ExOPD

@@ -326,6 +326,41 @@ def test_the_loss_is_logged_and_evaluated(folders, tmp_path):
     assert metrics["eval_loss"] > 0  # a KL divergence
 
 
+def passes_of(model, trainer) -> list[int]:
+    """Sequences of each forward pass of a model while the trainer trains."""
+    sequences = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: sequences.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    trainer.train()
+    hook.remove()
+    return sequences
+
+
+def test_the_reference_runs_once_over_extrapolated_tokens_and_not_for_a_metric_alone(folders, tmp_path):
+    settings = dict(sign_gated_extrapolation=False, lambda_base=1.25, max_steps=1)
+    trainer = make_trainer(folders, tmp_path, **settings)
+    assert passes_of(trainer.reference.model, trainer) == [8]
+    (logged,) = [line for line in trainer.state.log_history if "sign/agree" in line]
+    assert "sign/flips" not in logged and "reference/saved_share" not in logged and "reverse_kl" in logged
+    # Its sampled-token form, and AOPD's policy gradient where a2 > 0, extrapolate the sampled token
+    for number, mode in enumerate(("policy_gradient", "forward_kl")):
+        other = make_trainer(
+            folders, tmp_path / str(number), reverse_kl="sampled_token", negative_advantage_mode=mode, **settings
+        )
+        assert passes_of(other.reference.model, other) == [8]
+        (logged,) = [line for line in other.state.log_history if "sign/agree" in line]
+        assert "sign/flips" in logged and logged["reference/saved_share"] == 0
+
+
+def test_a_reference_that_is_not_finite_is_named(folders, tmp_path):
+    trainer = make_trainer(folders, tmp_path)
+    with torch.no_grad():
+        trainer.reference.model.model.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="reference's last hidden states are not finite"):
+        trainer.train()
+
+
 def test_sequences_without_a_token_and_masked_ones(folders, tmp_path):
     trainer = make_trainer(folders, tmp_path, mask_truncated_completions=True, max_completion_length=3)
     (step,) = train_recorded(trainer)
