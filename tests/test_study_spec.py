@@ -1,18 +1,20 @@
 """Studies that are refused before anything starts, and the folders of those that are not."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from sgopd_trl.cli.errors import UsageError
+from sgopd_trl.cli.teacher_rollouts import make_parser
 from sgopd_trl.miniature import checkpoint_path
 from sgopd_trl.study import evaluation
 from sgopd_trl.study.plan import make_plan, task_folder
 from sgopd_trl.study.recipes import hash_weights, merge, resolve_recipes
 from sgopd_trl.study.run import run_study
-from sgopd_trl.study.spec import read_study
+from sgopd_trl.study.spec import PROMPTS, read_study
 
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "miniature"
@@ -78,6 +80,14 @@ def refused(study, message, **keys):
         ({"overrides": {"seed": 3}}, "`overrides` must not hold `seed`, which the study sets"),
         ({"prepare": [{"command": "train", "config": "opd.yaml"}]}, "`command` must be teacher-rollouts, got 'train'."),
         ({"prepare": [{"command": "teacher-rollouts"}]}, "`prepare` of study.yaml lacks `config`"),
+        (
+            {"prepare": [{"command": "teacher-rollouts", "config": "opd.yaml", "prompts": 4}]},
+            "`prepare` of study.yaml: `prompts` must be run or all, got 4.",
+        ),
+        (
+            {"prepare": [{"command": "teacher-rollouts", "config": "opd.yaml", "batch_size": 0}]},
+            "`batch_size` in `prepare` of study.yaml must be >= 1, got 0.",
+        ),
         ({"keep_models": "no"}, "`keep_models` must be true or false, got 'no'."),
         ({"gpus_per_run": 0}, "`gpus_per_run` must be >= 1, got 0."),
         ({"dynamics": ["SGOPD"]}, "`dynamics` must be rows with a recipe, got 'SGOPD'. Did you mean 'SG-OPD'?"),
@@ -95,6 +105,19 @@ def test_two_rows_of_one_name_are_refused(study, tmp_path):
         read_study(path)
 
 
+def test_a_key_that_is_a_list_is_refused(study, tmp_path):
+    study()
+    path = tmp_path / "studies" / "study.yaml"
+    path.write_text(path.read_text() + "? [a]\n: 1\n")
+    with pytest.raises(UsageError, match="(?s)study.yaml is not valid YAML: .*found unhashable key"):
+        read_study(path)
+
+
+def test_prompts_are_those_of_the_command():
+    (action,) = (action for action in make_parser()._actions if action.dest == "prompts")
+    assert tuple(action.choices) == PROMPTS
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -103,6 +126,7 @@ def test_two_rows_of_one_name_are_refused(study, tmp_path):
             {"overrides": {"max_steps": "many"}},
             "row 'OPD': opd.yaml: `max_steps` must be int, got 'many'.",
         ),
+        ({"overrides": {1: 2}}, "`overrides`: no recipe knows 1. There are: "),
         ({"overrides": {"stability_tau": -1.0}}, "row 'OPD': `stability_tau` must be None or > 0, got -1.0."),
         (
             {"rows": {"OPD": {"recipe": "opd.yaml", "overrides": {"lamda_base": 2}}}},
@@ -140,6 +164,9 @@ def test_overrides_of_stages():
 def test_overrides_that_a_stage_would_not_see_are_refused():
     with pytest.raises(UsageError, match="no stage 'gaet', only sft, gate"):
         merge(STAGED, {"stages": {"gaet": {}}})
+    for value in (None, 5):
+        with pytest.raises(UsageError, match=f"override of stage 'sft' must be a mapping of its keys, got {value}"):
+            merge(STAGED, {"stages": {"sft": value}})
     with pytest.raises(UsageError, match="`max_steps` would not reach stage 'gate', which states it itself"):
         merge(STAGED, {"max_steps": 9, "stages": {"sft": {"max_steps": 3}}})
 
@@ -154,12 +181,14 @@ def test_overrides_that_a_stage_would_not_see_are_refused():
         ({"dataset": "miniature", "model": "m"}, "Unknown key 'model' in `evaluation`."),
         ({"dataset": "miniature", "k": "many"}, "`evaluation`: argument --k: invalid int value: 'many'."),
         ({"k": 3}, "`evaluation` lacks `dataset`."),
-        ({"dataset": "miniature", "trust_remote_code": False}, "leave 'trust_remote_code' out"),
+        ({"dataset": "miniature", "trust_remote_code": False}, "`evaluation`: leave 'trust_remote_code' out"),
         ({"dataset": "miniature", "k": 0}, "`evaluation`: `k` must be at least 1, got 0."),
         ({"dataset": "miniature", "top_p": 1.5}, "`evaluation`: `top_p` must be in (0, 1], got 1.5."),
+        ({"dataset": "miniature", "seed": None}, "`evaluation`: `seed` must be a whole number, got None."),
+        ({"dataset": "miniature", "seed": "3"}, "`evaluation`: `seed` must be a whole number, got '3'."),
         (
-            {"dataset": "miniature", "engine": "server"},
-            "`evaluation`: --engine server and --server_url belong together.",
+            {"dataset": "miniature", "engine": "server", "server_url": "http://localhost:8000"},
+            "`evaluation`: with `engine: server` every run would be given the figures of the model that the server has.",
         ),
         ({"dataset": "miniature", "batch_size": 8}, "`evaluation`: --batch_size is of --engine transformers"),
     ],
@@ -167,7 +196,7 @@ def test_overrides_that_a_stage_would_not_see_are_refused():
 def test_evaluations_refused(settings, message):
     with pytest.raises(UsageError) as error:
         evaluation.check(settings)
-    assert message in str(error.value)
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +209,7 @@ def test_evaluations_refused(settings, message):
     ],
 )
 def test_data_and_verifiers_refused(settings, message):
-    settings = {"dataset": "miniature"} | settings
+    settings = {"dataset": "miniature", "engine": "transformers"} | settings
     evaluation.check(settings)
     with pytest.raises(UsageError) as error:
         evaluation.check_data(settings)
@@ -188,7 +217,20 @@ def test_data_and_verifiers_refused(settings, message):
 
 
 def test_data_that_are_there():
-    evaluation.check_data({"dataset": "miniature", "verifier": "exact_answer_reward", "max_problems": 4})
+    settings = {"dataset": "miniature", "verifier": "exact_answer_reward", "max_problems": 4}
+    evaluation.check_data(settings | {"engine": "transformers"})
+
+
+@pytest.mark.parametrize("stated", [{}, {"engine": "vllm"}])
+def test_an_engine_that_is_not_installed_is_refused(stated, monkeypatch, tmp_path):
+    settings = {"dataset": "miniature", "verifier": "exact_answer_reward", "max_problems": 4} | stated
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UsageError, match="needs vLLM, which is not installed.* or state `engine: transformers`"):
+        evaluation.check_data(settings)
+    monkeypatch.delitem(sys.modules, "vllm")
+    (tmp_path / "vllm.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    evaluation.check_data(settings)
 
 
 def test_the_data_are_looked_at_before_the_first_run(study, monkeypatch):

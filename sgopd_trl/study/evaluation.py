@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ _OF_THE_STUDY = {"help", "model", "output_dir", "compare", "rejudge"}
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"`evaluation`: {message}.")
+        raise UsageError(f"{message}.")
 
 
 def command(model: str, settings: Mapping[str, Any], output_dir: Path) -> list[str]:
@@ -44,6 +45,13 @@ def check(settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         if value is False and _is_switch(key):
             raise UsageError(f"`evaluation`: leave {key!r} out, in the place of false.")
+    if type(seed := settings.get("seed", 0)) is not int:
+        raise UsageError(f"`evaluation`: `seed` must be a whole number, got {seed!r}.")
+    if settings.get("engine") == "server":
+        raise UsageError(
+            "`evaluation`: with `engine: server` every run would be given the figures of the model that the server has. State "
+            "`engine: vllm` or `engine: transformers`, which load the model that a run has trained."
+        )
     try:
         eval_command.check(_parse(settings))
     except ValueError as error:
@@ -54,14 +62,20 @@ def check_data(settings: Mapping[str, Any]) -> None:
     """Load what the evaluations will judge, and who judges it, before the first run trains. This needs TRL.
 
     Raises:
-        UsageError: when a dataset or the verifier cannot be loaded, or they do not fit each other.
+        UsageError: when a dataset or the verifier cannot be loaded, they do not fit each other, or there is no such engine.
     """
+    args = _parse(settings)
     try:
-        problems, judge = eval_command.load_data(_parse(settings))
+        problems, judge = eval_command.load_data(args)
         for each in problems:
             judge.check(each.name, each.rows.to_list())
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"`evaluation`: {error}") from error
+    if args.engine == "vllm" and find_spec("vllm") is None:  # importing it takes long, and may look for GPUs
+        raise UsageError(
+            "`evaluation`: `engine: vllm`, the default, needs vLLM, which is not installed. Install it with `pip install "
+            "'sgopd-trl[vllm]'`, or state `engine: transformers`."
+        )
 
 
 def _parse(settings: Mapping[str, Any]) -> argparse.Namespace:

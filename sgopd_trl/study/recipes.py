@@ -103,7 +103,7 @@ def merge(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     `stages` as a mapping, in the place of the recipe's list, overrides keys of the stages with these names.
 
     Raises:
-        UsageError: when the recipe has no stage of that name, or when a stage states an overridden key itself, which
+        UsageError: when the recipe has no stage of that name, its override is no mapping, or a stage states an overridden key itself, which
             would then not reach it.
     """
     merged = {**recipe, **overrides}
@@ -112,9 +112,11 @@ def merge(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     if not isinstance(by_name, Mapping):
         return merged
     names = [stage.get("name") for stage in stages]
-    for name in by_name:
+    for name, keys in by_name.items():
         if name not in names:
             raise UsageError(f"`stages`: the recipe has no stage {name!r}, only {', '.join(map(str, names))}.")
+        if not isinstance(keys, Mapping):
+            raise UsageError(f"`stages`: the override of stage {name!r} must be a mapping of its keys, got {keys!r}.")
     for stage in stages:
         for key in overrides.keys() & stage.keys() - by_name.get(stage["name"], {}).keys():
             raise UsageError(

@@ -12,6 +12,7 @@ from ..cli.errors import UsageError
 
 
 PREPARE_OPTIONS = ("prompts", "batch_size")  # of `sgopd teacher-rollouts`
+PROMPTS = ("run", "all")
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,12 @@ def check_keys(given: Collection[str], valid: Collection[str], where: str) -> No
     """Refuse a key that is not valid, with the nearest that is. Raises UsageError."""
     for key in given:
         if key not in valid:
-            raise UsageError(f"Unknown key {key!r} in {where}.{nearest(str(key), valid)}")
+            raise UsageError(f"Unknown key {key!r} in {where}.{nearest(key, valid)}")
 
 
-def nearest(name: str, valid: Collection[str]) -> str:
+def nearest(name: Any, valid: Collection[str]) -> str:
     """' Did you mean ...?' with the nearest valid name, or the valid ones where none is near."""
-    match = difflib.get_close_matches(name, sorted(valid), n=1)
+    match = difflib.get_close_matches(str(name), sorted(valid), n=1)
     return f" Did you mean {match[0]!r}?" if match else f" There are: {', '.join(sorted(valid))}."
 
 
@@ -168,6 +169,9 @@ def _prepare(given: Any, path: Path) -> Prepare:
         raise UsageError(f"{where}: `command` must be teacher-rollouts, got {given.get('command')!r}.")
     if "config" not in given:
         raise UsageError(f"{where} lacks `config`, the recipe.")
+    if given.get("prompts", "run") not in PROMPTS:
+        raise UsageError(f"{where}: `prompts` must be {' or '.join(PROMPTS)}, got {given['prompts']!r}.")
+    _positive(given.get("batch_size", 1), f"`batch_size` in {where}")
     return Prepare(
         command=given["command"],
         config=_recipe(given["config"], path, where),
@@ -222,6 +226,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # it is refused below
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
             seen.add(key.value)
