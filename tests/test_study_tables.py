@@ -87,8 +87,27 @@ def test_cells(results):
 
 def test_numbers():
     assert show_mean(Mean(0.1234, 0.00049, 4)) == "12.3 ± 0.0"
-    assert show_difference(Difference(-0.0004, -0.0105, 0.0496, 4)) == "0.0 [−1.1, +5.0]"
-    assert show_difference(Difference(0.02, None, None, 1)) == "+2.0"
+    assert show_difference(Difference(-0.0004, -0.0105, 0.0496, 4), 4) == "0.0 [−1.1, +5.0]"
+    assert show_difference(Difference(0.02, None, None, 1), 1) == "+2.0"
+    assert show_difference(Difference(0.02, None, None, 1), 8) == "+2.0 (1 pair)"
+
+
+def test_pairs_are_counted_where_the_baseline_lacks_runs(results):
+    """The row's mean is over 3 runs, its difference over 2 pairs: +11 and +10; 12.7062 * 0.5 = 6.4 on both sides."""
+    study, _ = results
+    runs = {
+        (row, seed): Task(row, seed, study.runs_dir / row / str(seed))
+        for row in ("OPD", "PTS & <3>")
+        for seed in range(3)
+    }
+    write_record(runs["OPD", 2], FAILED)
+    rows = collect(study, Plan((), runs))
+    shown = ["+10.5 [+4.1, +16.9] (2 pairs)", "3", "2"]
+    assert [cells(rows[2], rows)[3], cells(rows[2], rows)[1], cells(rows[0], rows)[1]] == shown
+    assert f"**{shown[0]}**" in markdown(rows, "OPD") and rf"\textbf{{{shown[0]}}}" in latex(rows, "OPD")
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(terminal(rows, "OPD"))
+    assert shown[0] in console.export_text()
 
 
 def test_markdown(results):

@@ -24,7 +24,7 @@ def cells(row: RowResult, results: Sequence[RowResult]) -> list[str]:
     """A row's cells, as `header` has them."""
     texts = [row.name, str(len(row.runs)) if row.runs else _NONE]
     for metric in metrics_of(list(results)):
-        texts += [show_mean(row.means.get(metric)), show_difference(row.differences.get(metric))]
+        texts += [show_mean(row.means.get(metric)), show_difference(row.differences.get(metric), len(row.runs))]
     return texts + [f"{row.paper[metric]:.2f}" if metric in row.paper else _NONE for metric in _paper_metrics(results)]
 
 
@@ -35,12 +35,12 @@ def show_mean(value: Mean | None) -> str:
     return f"{100 * value.value:.1f}" + ("" if value.error is None else f" ± {100 * value.error:.1f}")
 
 
-def show_difference(value: Difference | None) -> str:
-    """As '−3.2 [−5.1, −1.3]'."""
+def show_difference(value: Difference | None, n: int) -> str:
+    """As '−3.2 [−5.1, −1.3]', with '(4 pairs)' where these are not all of the row's n runs."""
     if value is None:
         return _NONE
-    text = _signed(value.value)
-    return text if value.low is None else f"{text} [{_signed(value.low)}, {_signed(value.high)}]"
+    text = _signed(value.value) + ("" if value.low is None else f" [{_signed(value.low)}, {_signed(value.high)}]")
+    return text if value.n == n else f"{text} ({value.n} pair{'s' * (value.n > 1)})"
 
 
 def markdown(results: Sequence[RowResult], baseline: str) -> str:
