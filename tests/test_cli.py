@@ -25,7 +25,8 @@ from sgopd_trl.cli.launch import (
     resolve_accelerate_config,
     split_launch_args,
 )
-from sgopd_trl.cli.train import find_checkpoint, parse, read_command_line
+from sgopd_trl.cli.resume import find_checkpoint
+from sgopd_trl.cli.train import parse, read_command_line
 from sgopd_trl.miniature import make_dataset
 from sgopd_trl.rewards import exact_answer_reward
 from sgopd_trl.verifiers import load_verifier
@@ -176,7 +177,7 @@ def test_env_is_set_before_anything_is_imported(recipe, capsys, monkeypatch):
         ({"reward_funcs": "acuracy_reward"}, "Did you mean 'accuracy_reward'?"),
         ({"model_name_or_path": "miniature:gess"}, "'gess': use one of clean, nine, guess, noisy"),
         ({"dataset_name": "absent.jsonl"}, "absent.jsonl does not exist"),
-        ({"resume_from_checkpoint": True}, "holds no checkpoint"),
+        ({"resume_from_checkpoint": True}, "holds no whole checkpoint"),
         ({"model_name_or_path": "./no/such/model"}, "The student ./no/such/model cannot be loaded"),
     ],
 )
@@ -335,11 +336,15 @@ def test_checkpoints(tmp_path):
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-11").mkdir()  # was being written
     last = str(tmp_path / "checkpoint-10")
     for wanted, expected in ((True, last), ("true", last), ("True", last), (last, last), (None, None), (False, None)):
         args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=wanted)
         assert find_checkpoint(args) == expected
-    for wanted, folder, message in ((True, "absent", "no checkpoint"), (str(tmp_path), ".", "no trainer_state.json")):
+    for wanted, folder, message in (
+        (True, "absent", "no whole checkpoint"),
+        (str(tmp_path), ".", "no trainer_state.json"),
+    ):
         with pytest.raises(ValueError, match=message):
             find_checkpoint(SimpleNamespace(output_dir=folder, resume_from_checkpoint=wanted))
 

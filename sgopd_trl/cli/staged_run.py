@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
 from ..atomic_file import write_whole
+from ..checkpoints import last_checkpoint
 from .errors import UsageError
 from .launch import launch_flags, split_launch_args, under_launcher
 from .stages import FOLDER, Stage, check_stage, environment_kept, flag_groups, flag_value, read_stages
@@ -83,10 +82,7 @@ class StagedRun:
         """The last checkpoint that the stage itself has saved: its folder may hold an earlier run's."""
         if stage.command != "train" or not self._started(stage).exists():
             return []
-        begun = self._started(stage).stat().st_mtime
-        states = Path(stage.recipe["output_dir"]).glob(f"{PREFIX_CHECKPOINT_DIR}-*/trainer_state.json")
-        found = [path.parent for path in states if path.stat().st_mtime >= begun]
-        last = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        last = last_checkpoint(stage.recipe["output_dir"], since=self._started(stage).stat().st_mtime)
         return [] if last is None else ["--resume_from_checkpoint", str(last)]
 
 

@@ -14,10 +14,10 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..baselines.held_out import held_out_samples
+from ..checkpoints import last_checkpoint
 from ..checks import cannot_load, filter_long_prompts, load_student_tokenizer
 from ..data import DataFormat, load_split, prepare_dataset
 from ..metrics_log import FILE_NAME, MetricsLog
@@ -39,6 +39,7 @@ from .launch import (
     under_launcher,
 )
 from .recipe import read_recipe, split_config_flag
+from .resume import find_checkpoint, go_on
 from .staged_run import StagedRun
 from .stages import HELP, is_staged
 
@@ -63,10 +64,12 @@ def main(argv: list[str]) -> int:
         script_args, training_args, model_args = parsed
         checkpoint = find_checkpoint(training_args)
         trainer = build_trainer(script_args, training_args, model_args)
-    if checkpoint is not None:
-        trainer.accelerator.print(f"Resuming from {checkpoint}.")
     with reported("sgopd train", TeacherError, VerifierFailure):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        if checkpoint is None:
+            trainer.train()
+        else:
+            trainer.accelerator.print(f"Resuming from {checkpoint}.")
+            go_on(trainer, checkpoint)
     finish(trainer, script_args)
     return 0
 
@@ -226,7 +229,6 @@ def build_trainer(
     )
     if script_args.early_stopping_patience is not None:
         parts.callbacks.append(EarlyStoppingCallback(script_args.early_stopping_patience))
-        training_args.restore_callback_states_from_checkpoint = True  # a resumed run goes on counting
     if script_args.trainer == "sgopd":
         return build_sgopd(training_args, parts)
     return importlib.import_module(f"sgopd_trl.baselines.{script_args.trainer}").build(
@@ -316,27 +318,6 @@ def load_data(
     return prepare_dataset(dataset, form, script_args.dataset_filter, max_samples)
 
 
-def find_checkpoint(args: TrainingArguments) -> str | None:
-    """The checkpoint to resume from; `true` is the last one in the output folder.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    wanted = args.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() == "false":
-        return None
-    if str(wanted).lower() == "true":
-        last = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
-        if last is None:
-            raise ValueError(
-                f"`resume_from_checkpoint` is true, but {args.output_dir} holds no checkpoint. Leave it out to start."
-            )
-        return last
-    if not (Path(wanted) / "trainer_state.json").is_file():
-        raise ValueError(f"`resume_from_checkpoint`: {wanted} is no checkpoint folder: it has no trainer_state.json.")
-    return wanted
-
-
 def finish(trainer: Trainer, script_args: SGOPDScriptArguments) -> None:
     """Save the model with its tokenizer and card, push them where that is asked for, and say where everything is."""
     args, say = trainer.args, trainer.accelerator.print
@@ -351,7 +332,7 @@ def finish(trainer: Trainer, script_args: SGOPDScriptArguments) -> None:
     say(f"  model and tokenizer  {args.output_dir}")
     say(f"  model card           {os.path.join(args.output_dir, 'README.md')}")
     say(f"  metrics              {os.path.join(args.output_dir, FILE_NAME)}")
-    if last := get_last_checkpoint(args.output_dir):
+    if last := last_checkpoint(args.output_dir):
         say(f"  last checkpoint      {last}")
     if args.push_to_hub:
         say(f"  on the Hub           https://huggingface.co/{trainer.hub_model_id}")
