@@ -1,6 +1,7 @@
 """`SGOPDConfig`: what SG-OPD needs beyond TRL's `GRPOConfig`, under the names of the paper's Appendix C."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
@@ -164,6 +165,11 @@ class SGOPDConfig(TeacherConfig, VocabularyConfig, GateConfig, GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            own = setting.name not in GRPOConfig.__dataclass_fields__
+            if own and isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"`{setting.name}` must be finite, got {value!r}. {setting.metadata['help']}")
         self.check_teachers()
         for name, allowed in (
             ("teacher_sft_reduction", TEACHER_REDUCTIONS),

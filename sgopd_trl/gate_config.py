@@ -1,5 +1,6 @@
 """The settings of `SGOPDConfig` that decide what each token gets: the sign-consistency gate, Eq. (4) to (9)."""
 
+import math
 from dataclasses import dataclass, field
 
 from .advantages import AGREE_MODES, DISAGREE_MODES, GATES, NEUTRAL_MODES
@@ -104,12 +105,30 @@ class GateConfig:
         ):
             if not ok:
                 raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
-        if self.gate_cell_lambdas is not None and (
-            len(self.gate_cell_lambdas) != 4 or any(lam < 1 for lam in self.gate_cell_lambdas)
-        ):
-            raise ValueError(f"`gate_cell_lambdas` must be four values >= 1, got {self.gate_cell_lambdas!r}.")
+        cells = self.gate_cell_lambdas
+        if cells is not None and (len(cells) != 4 or not all(1 <= lam < math.inf for lam in cells)):
+            raise ValueError(f"`gate_cell_lambdas` must be four finite values >= 1, got {cells!r}.")
+        self._check_effect()
         if self.agree_mode == "reinforce":
             self._check_reinforce()
+
+    def _check_effect(self) -> None:
+        """A setting that would have no effect is refused: a run would be taken for what it is not."""
+        if self.gate != "sign" and not self.sign_gated_extrapolation:
+            raise ValueError(
+                f"`gate` = {self.gate!r} has no effect with `sign_gated_extrapolation=False`, which is G-OPD on every token. "
+                "Set `sign_gated_extrapolation=True`, or leave `gate` at 'sign'."
+            )
+        if self.gate_cell_lambdas is not None and self.gate != "two_level":
+            raise ValueError(
+                f"`gate_cell_lambdas` = {self.gate_cell_lambdas!r} needs `gate='two_level'`, got {self.gate!r}. Set that, or "
+                "leave `gate_cell_lambdas` out."
+            )
+        if self.verifier_weight != 1 and self.agree_mode != "reinforce":
+            raise ValueError(
+                f"`verifier_weight` = {self.verifier_weight!r} needs `agree_mode='reinforce'`, got {self.agree_mode!r}. Set "
+                "that, or leave `verifier_weight` at 1."
+            )
 
     def _check_reinforce(self) -> None:
         for name, ok, expected in (

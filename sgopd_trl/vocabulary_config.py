@@ -62,7 +62,13 @@ class VocabularyConfig:
         if self.reverse_kl_top_k is not None and self.reverse_kl != "full_vocabulary":
             raise ValueError(
                 f"`reverse_kl_top_k` = {self.reverse_kl_top_k!r} needs `reverse_kl='full_vocabulary'`, got "
-                f"{self.reverse_kl!r}."
+                f"{self.reverse_kl!r}. Set that, or leave `reverse_kl_top_k` out."
+            )
+        default = VocabularyConfig.forward_kl_top_k
+        if self.forward_kl_top_k != default and self.negative_advantage_mode != "forward_kl":
+            raise ValueError(
+                f"`forward_kl_top_k` = {self.forward_kl_top_k!r} needs `negative_advantage_mode='forward_kl'`, got "
+                f"{self.negative_advantage_mode!r}. Set that, or leave `forward_kl_top_k` at {default}."
             )
         setting = self.vocabulary_setting
         if setting is None:

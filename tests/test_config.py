@@ -1,7 +1,11 @@
 """Settings: the paper's defaults, and errors that hold the offending value."""
 
+import math
+from dataclasses import fields
+
 import pytest
 import tiny
+from trl import GRPOConfig
 
 from sgopd_trl import SGOPDConfig
 
@@ -46,12 +50,43 @@ def test_defaults_are_the_papers(tmp_path):
         ("scoring_tokens_per_batch", 0),
         ("gate_cell_lambdas", [1.0, 2.0]),
         ("gate_cell_lambdas", [1.0, 2.0, 0.5, 1.0]),
+        ("gate_cell_lambdas", [math.nan] * 4),
+        ("gate_cell_lambdas", [1.0, math.inf, 1.0, 1.0]),
     ],
 )
 def test_a_bad_value_is_named_with_its_setting(tmp_path, setting, value):
     with pytest.raises(ValueError) as error:
         tiny.make_args(tmp_path, **{setting: value})
     assert f"`{setting}`" in str(error.value) and repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_every_number_must_be_finite(tmp_path, value):
+    floats = [
+        field.name
+        for field in fields(SGOPDConfig)
+        if "float" in str(field.type) and field.name not in GRPOConfig.__dataclass_fields__
+    ]
+    assert len(floats) >= 16 and "lambda_high" in floats and "teacher_server_retry_timeout" in floats
+    for setting in set(floats) - {"gate_cell_lambdas"}:
+        with pytest.raises(ValueError, match=f"`{setting}` must be finite, got {value!r}"):
+            tiny.make_args(tmp_path, **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (dict(sign_gated_extrapolation=False, gate="random"), "`gate` = 'random' has no effect"),
+        (dict(gate_cell_lambdas=[1.5, 1.0, 1.1, 1.25]), r"`gate_cell_lambdas` = \[1.5, .* needs `gate='two_level'`"),
+        (dict(verifier_weight=2.0), "`verifier_weight` = 2.0 needs `agree_mode='reinforce'`, got 'extrapolate'"),
+        (dict(forward_kl_top_k=8), "`forward_kl_top_k` = 8 needs `negative_advantage_mode='forward_kl'`"),
+        (dict(reverse_kl_top_k=8), "`reverse_kl_top_k` = 8 needs `reverse_kl='full_vocabulary'`"),
+    ],
+)
+def test_a_setting_that_would_have_no_effect_is_refused_with_what_to_do(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message + ".* leave `") as error:
+        tiny.make_args(tmp_path, **overrides)
+    assert "et that, or " in str(error.value) or "et `sign_gated_extrapolation=True`, or " in str(error.value)
 
 
 def test_phase_boundaries_must_be_of_one_kind_and_in_order(tmp_path):
@@ -83,7 +118,5 @@ def test_reinforcing_needs_consensus_tokens_and_a_sampled_one(tmp_path, setting,
 
 
 def test_every_new_field_has_help():
-    from trl import GRPOConfig
-
     new = [f for name, f in SGOPDConfig.__dataclass_fields__.items() if name not in GRPOConfig.__dataclass_fields__]
     assert len(new) > 25 and all(len(f.metadata.get("help", "")) > 20 for f in new)
