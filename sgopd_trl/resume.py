@@ -3,6 +3,7 @@
 import os
 
 import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 # With several processes on a CPU accelerate calls the device "cpu:0", and transformers loads the optimizer's state to it;
@@ -33,3 +34,22 @@ def load_generation_cycle(checkpoint: str, process_index: int, device: torch.dev
         return None
     state = torch.load(path, map_location=device, weights_only=True)
     return state["step"], state["buffered"]
+
+
+class CheckpointsInsideCycles:
+    """Mixin of a [`~trl.GRPOTrainer`] whose checkpoints may lie inside a generation cycle."""
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self._step % (self.args.steps_per_generation * self.num_iterations) != 0:
+            folder = os.path.join(
+                self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
+            save_generation_cycle(folder, self.accelerator.process_index, self._step, self._buffered_inputs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            cycle = load_generation_cycle(checkpoint, self.accelerator.process_index, self.accelerator.device)
+            if cycle is not None:
+                self._step, self._buffered_inputs = cycle

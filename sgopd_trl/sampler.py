@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from datasets import Dataset
 from torch.utils.data import Sampler
 from trl.trainer.utils import RepeatSampler
 
@@ -23,3 +24,10 @@ class EpochSampler(Sampler):
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class OrderedByEpoch:
+    """Mixin of a TRL trainer whose order of prompts depends on the epoch."""
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        return EpochSampler(super()._get_train_sampler(dataset), lambda: int((self.state.epoch or 0) + 1e-6))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
@@ -25,9 +24,9 @@ from .held_out import HeldOutAccuracy
 from .model_card import PAPER, add_method_section
 from .padding import trim_padding
 from .phased_sampling import PhasedTeacherSampling, teacher_sampling_enabled
-from .resume import load_generation_cycle, save_generation_cycle
+from .resume import CheckpointsInsideCycles
 from .rollout_scoring import RolloutScorer
-from .sampler import EpochSampler
+from .sampler import OrderedByEpoch
 from .sampling_logps import SamplingLogps
 from .step_log import StepLog
 from .step_routing import route_step
@@ -43,7 +42,7 @@ from .verifiers.watch import stop_if_failing, watched_verifiers
 Batch = dict[str, Any]
 
 
-class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
+class SGOPDTrainer(HeldOutAccuracy, OrderedByEpoch, CheckpointsInsideCycles, GRPOTrainer):
     """
     Trainer for SG-OPD: on-policy distillation whose tokens are routed by the agreement of a teacher and a verifier.
 
@@ -190,10 +189,7 @@ class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
         self._random_state: RandomState | None = None  # before the generation batch under way
         self._last_checkpoint: str | None = None  # that this trainer has saved, or resumed from
 
-    # What the data loader, TRL's generation and TRL's verifier call
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        return EpochSampler(super()._get_train_sampler(dataset), lambda: int((self.state.epoch or 0) + 1e-6))
+    # What TRL's generation and TRL's verifier call
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         if self.judged_rollouts is not None:
@@ -350,18 +346,12 @@ class SGOPDTrainer(HeldOutAccuracy, GRPOTrainer):
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
-        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self._step % (self.args.steps_per_generation * self.num_iterations) != 0:
-            save_generation_cycle(folder, self.accelerator.process_index, self._step, self._buffered_inputs)
-        self._last_checkpoint = folder
+        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._last_checkpoint = os.path.join(self._get_output_dir(trial=trial), folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         self._last_checkpoint = checkpoint
-        if checkpoint is not None:
-            cycle = load_generation_cycle(checkpoint, self.accelerator.process_index, self.accelerator.device)
-            if cycle is not None:
-                self._step, self._buffered_inputs = cycle
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         super().create_model_card(model_name, dataset_name, tags)

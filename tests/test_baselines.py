@@ -1,6 +1,7 @@
 """The baselines that TRL trains: their data, their losses against hand-made ones, what they log, what they refuse."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from sgopd_trl.baselines.rollouts import RolloutsOfPrompts, load_bank_data
 from sgopd_trl.cli.train import build_trainer, parse, read_command_line
-from sgopd_trl.miniature import make_dataset, make_tokenizer
+from sgopd_trl.miniature import checkpoint_path, make_dataset, make_tokenizer
 from sgopd_trl.rollout_bank import rollout_key
 from sgopd_trl.verifiers import Verifier, VerifierFailure
 
@@ -272,6 +273,16 @@ def test_settings_that_would_do_nothing_are_refused(kind, setting, message, bank
         build(kind, **setting)
 
 
+def test_gkds_teacher_must_have_the_students_tokenizer(build, tmp_path):
+    shutil.copytree(checkpoint_path("clean"), tmp_path / "teacher")
+    tokenizer = json.loads((tmp_path / "teacher" / "tokenizer.json").read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["1"], ids["2"] = ids["2"], ids["1"]
+    (tmp_path / "teacher" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="must share one tokenizer, .* 2 tokens differ: '1'"):
+        build("gkd", teacher_model_name_or_path=str(tmp_path / "teacher"))
+
+
 @pytest.mark.parametrize("kind", ["gkd", "grpo"])
 def test_long_prompts_are_left_out(kind, build, tmp_path, capsys):
     rows = [row | {"prompt": row["prompt"][0]["content"]} for row in make_dataset("train", PROMPTS)]
@@ -296,18 +307,26 @@ def test_lora_and_the_model_card(kind, bank, build, tmp_path):
     assert {"sft": "SFT", "gkd": "GKD", "grpo": "GRPO"}[kind] in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["sft", "gkd"])
+@pytest.mark.parametrize("kind", ["sft", "gkd", "grpo"])
 def test_a_resumed_run_ends_where_one_that_never_stopped_does(kind, bank, build, tmp_path):
     settings = {
         "max_steps": 9,
         "save_strategy": "steps",
         "save_steps": 5,
-        "teacher_bank": str(bank),
     }  # in the third epoch
-    settings |= {"lmbda": 0.5} if kind == "gkd" else {"per_device_train_batch_size": 8}
-    straight = build(kind, **settings)
+    settings |= {} if kind == "grpo" else {"teacher_bank": str(bank)}
+    own = {
+        "gkd": {"lmbda": 0.5},
+        "sft": {"per_device_train_batch_size": 8},
+        "grpo": {"num_iterations": 2, "per_device_train_batch_size": 32},
+    }
+    settings |= own[kind]  # GRPO: between the two steps on one batch
+    straight, resumed = build(kind, **settings), build(kind, **settings)
+    if kind == "grpo":  # the small student is never right
+        straight.reward_funcs = resumed.reward_funcs = [
+            lambda completion_ids, **columns: [float(sum(ids) % 2) for ids in completion_ids]
+        ]
     straight.train()
-    resumed = build(kind, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-5"))
     assert len(set(logged(straight, "gkd/on_policy"))) == (2 if kind == "gkd" else 0)
     for (name, ours), theirs in zip(resumed.model.named_parameters(), straight.model.parameters(), strict=True):

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from baseline_bank import fill
 from safetensors.torch import load_file
 from test_baselines import build, logged  # noqa: F401  the fixture
 
-from sgopd_trl.baselines import held_out
+from sgopd_trl.baselines.rewards import SummedRewards
 from sgopd_trl.miniature import make_tokenizer
-from sgopd_trl.verifiers import VerifierFailure
+from sgopd_trl.rewards import exact_answer_reward
+from sgopd_trl.verifiers import Status, VerifierFailure, load_verifier
 
 
 EVALUATES = {"eval_strategy": "steps", "eval_steps": 1, "dataset_name": "miniature", "per_device_eval_batch_size": 256}
@@ -34,6 +36,11 @@ def every_second(found: dict[str, int]):
         return [float(n % 2 == 0) for n in range(len(completions))]
 
     return reward
+
+
+def odd(completion_ids, **columns):
+    """A verifier whose word depends on the completion alone."""
+    return [float(sum(ids) % 2) for ids in completion_ids]
 
 
 @pytest.mark.parametrize("kind", ["sft", "gkd"])
@@ -102,7 +109,7 @@ def test_grpo_gives_truncated_completions_nothing(training, trainer):
         assert run._held_out == (None if training else [not zeroed, False, False, True])
 
 
-ARGS = SimpleNamespace(zero_truncated_reward=True, max_completion_length=4)
+ARGS = SimpleNamespace(zero_truncated_reward=True, max_completion_length=4, reward_weights=None)
 
 
 def test_rewards_are_zeroed_one_by_one_and_added_up():
@@ -111,10 +118,73 @@ def test_rewards_are_zeroed_one_by_one_and_added_up():
         lambda **columns: [0.5, -0.5, 0.5, None, float("nan")],
     ]
     ids = [[5, 6, 7, 8]] * 2 + [[5, 6, 0]] * 2 + [[5, 6, 7, 0]]
-    totals = held_out.summed_rewards(functions, ARGS, {0}, ids)
-    assert totals.tolist() == [0.0, -0.5, 0.5, 0.0, 1.0]
+    rewards = SummedRewards(functions, ARGS, {0}, None)
+    assert rewards(ids) == [0.0, -0.5, 0.5, 0.0, 1.0]
     with pytest.raises(ValueError, match="returned 5 rewards for 4 completions"):
-        held_out.summed_rewards(functions, ARGS, {0}, ids[:4])
+        rewards(ids[:4])
+    weighted = SummedRewards(functions, SimpleNamespace(**vars(ARGS) | {"reward_weights": [2.0, 4.0]}), {0}, None)
+    assert weighted(ids) == [0.0, -2.0, 2.0, 0.0, 2.0]
+
+
+def test_reward_functions_get_what_trl_gives_them_and_log():
+    def logs(completion_ids, trainer_state, log_metric, log_extra, **columns):
+        log_extra("texts", ["a"] * len(completion_ids))
+        log_metric("share", {3: 0.5, 1: 1.0}[len(completion_ids)] if trainer_state == "state" else 9.0)
+        return [0.0] * len(completion_ids)
+
+    rewards = SummedRewards([logs], ARGS, {0}, "state")
+    rewards([[5, 0]] * 3)
+    rewards([[5, 0]])
+    assert rewards.metrics(Accelerator(cpu=True)) == {"share": pytest.approx((3 * 0.5 + 1.0) / 4)}
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_what_the_verifier_logs_is_logged(kind, trainer):
+    run = trainer(kind)
+    run.watch([load_verifier("exact")])
+    metrics = run.evaluate()
+    shares = {name: value for name, value in metrics.items() if name.startswith("eval_verdicts/exact/")}
+    assert sum(shares.values()) == pytest.approx(1.0) and len(shares) == len(Status)
+
+
+def test_what_the_verifier_says_of_gkds_rollouts_is_logged(trainer):
+    run = trainer("gkd", eval_strategy="no", per_device_train_batch_size=16, max_steps=1)
+    run.watch([load_verifier("exact")])
+    run.train()
+    names = [f"verdicts/exact/{status}" for status in Status]
+    assert sum(logged(run, name)[0] for name in names) == pytest.approx(1.0)
+
+
+async def asynchronous(completions, **columns):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_rewards_that_cannot_be_called_are_refused(kind, trainer):
+    run = trainer(kind)
+    with pytest.raises(ValueError, match="asynchronous, which `trainer: sft` and `trainer: gkd` cannot call"):
+        run.watch([asynchronous])
+    run.args.reward_weights = [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"`reward_weights` must be 1, one a reward function, got \[1.0, 2.0\]"):
+        run.watch([exact_answer_reward])
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_top_k_is_the_evaluations_too(kind, trainer):
+    """At top-k 1 all K are the same."""
+    run = trainer(kind, top_k=1)
+    run.held_out_rewards = [odd]
+    metrics = run.evaluate()
+    assert 0 < metrics["eval_avg@2"] == metrics["eval_pass@2"] < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("min_p", 0.1), ("repetition_penalty", 1.2), ("generation_kwargs", {"seed": 1})]
+)
+def test_sampling_that_the_evaluation_does_not_have_is_refused(name, value, trainer):
+    with pytest.raises(ValueError, match=f"but `{name}` is {value!r}"):
+        trainer("gkd", **{name: value})
+    trainer("gkd", eval_strategy="no", **{name: value})
 
 
 class Numeric:
@@ -145,11 +215,29 @@ def test_a_verifier_that_fails_in_evaluation_stops_the_run(kind, trainer, tmp_pa
     assert failures.is_relative_to(tmp_path / "out")
 
 
-def test_length_ends_with_the_end_of_the_sequence():
-    rewards = held_out._SummedRewards([lambda completion_ids, **columns: list(map(len, completion_ids))], ARGS)
-    rewards.eos_token_ids = {0}
-    assert rewards([[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]], prompts=[""] * 3) == [2.0, 0.0, 1.0]
-    assert (rewards.totals, rewards.lengths) == ([2.0, 0.0, 1.0], [2, 4, 1])
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_length_ends_with_the_end_of_the_sequence(kind, trainer):
+    run, lengths = trainer(kind), []
+    end = run.processing_class.eos_token_id
+
+    def reward(completion_ids, **columns):
+        assert all(end not in ids[:-1] for ids in completion_ids)
+        lengths.extend(map(len, completion_ids))
+        return [0.0] * len(completion_ids)
+
+    run.held_out_rewards = [reward]
+    assert run.evaluate()["eval_completions/mean_length"] == pytest.approx(sum(lengths) / 512)
+    assert min(lengths) < 6 == max(lengths)
+
+
+@pytest.mark.parametrize("kind", ["sft", "gkd"])
+def test_the_evaluation_does_not_depend_on_its_batches(kind, trainer):
+    found = []
+    for size in (256, 7):
+        run = trainer(kind, per_device_eval_batch_size=size)
+        run.held_out_rewards = [odd]
+        found.append(run.evaluate())
+    assert found[0] == pytest.approx(found[1]) and 0 < found[0]["eval_avg@2"] < 1
 
 
 @pytest.mark.parametrize("kind", ["sft", "gkd", "grpo"])

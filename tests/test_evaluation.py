@@ -50,11 +50,11 @@ def test_bad_tables_are_refused() -> None:
 
 
 def test_evaluate_passes_every_completion_with_its_row(model) -> None:
-    """Three prompts of unequal length in batches of two prompts: columns and completions stay aligned."""
+    """Three prompts of unequal length in batches that cut one's samples: columns and completions stay aligned."""
     tokenizer = make_tokenizer()
     prompts = ["51;+5;-6;+3;-7;-9;+6;-4=", "51;+5=", "00;+1;+1="]
     rows = [{"prompt": [{"role": "user", "content": p}], "solution": str(i)} for i, p in enumerate(prompts)]
-    calls, ticks = [], []
+    calls, ticks, twos = [], [], iter(range(3))
     model.train()
 
     def reward(prompts, completions, completion_ids, solution):
@@ -64,8 +64,9 @@ def test_evaluate_passes_every_completion_with_its_row(model) -> None:
         assert [tokenizer.decode(ids, skip_special_tokens=True) for ids in completion_ids] == [
             c[0]["content"] for c in completions
         ]
+        assert all(model.generation_config.eos_token_id not in ids[:-1] for ids in completion_ids)
         calls.append([(prompt[0]["content"], gold) for prompt, gold in zip(prompts, solution, strict=True)])
-        return [{"0": 1.0, "1": 0.5, "2": float(i % 3 == 0)}[gold] for i, gold in enumerate(solution)]
+        return [1.0 if gold == "0" else 0.5 if gold == "1" else float(next(twos) == 0) for gold in solution]
 
     result = evaluate(
         model,
@@ -74,14 +75,37 @@ def test_evaluate_passes_every_completion_with_its_row(model) -> None:
         reward,
         k=3,
         max_new_tokens=2,
-        batch_size=6,
+        batch_size=4,
         progress=lambda done, total: ticks.append((done, total)),
     )
-    pairs = [(p, str(i)) for i, p in enumerate(prompts) for _ in range(3)]
-    assert calls == [pairs[:6], pairs[6:]]
-    assert ticks == [(2, 3), (3, 3)]
+    pairs = [(prompts[i], str(i)) for i in (0, 2, 1) for _ in range(3)]  # the longest prompt first
+    assert calls == [pairs[:4], pairs[4:8], pairs[8:]]
+    assert ticks == [(1, 3), (2, 3), (3, 3)]
     # 3 correct of 3; none, since the threshold itself is not above it; 1 of 3
     assert result == {"avg@3": pytest.approx(4 / 9), "pass@3": pytest.approx(2 / 3), "problems": 3}
+
+
+def test_a_sample_depends_on_seed_prompt_and_number_alone(model) -> None:
+    def samples(rows: Dataset, **settings) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+
+        def reward(prompts, completions, **kwargs):
+            for prompt, completion in zip(prompts, completions, strict=True):
+                found.setdefault(prompt[0]["content"], []).append(completion[0]["content"])
+            return [0.0] * len(prompts)
+
+        evaluate(model, make_tokenizer(), rows, reward, max_new_tokens=SOLUTION_TOKENS, **{"k": 4} | settings)
+        return found
+
+    data = make_dataset("test", 6)
+    found = samples(data)
+    assert len({text for texts in found.values() for text in texts}) > 12
+    assert samples(data, batch_size=5) == found
+    last = data.select([5])
+    prompt = last[0]["prompt"][0]["content"]
+    assert samples(last) == {prompt: found[prompt]}
+    assert samples(last, k=2) == {prompt: found[prompt][:2]}
+    assert samples(last, seed=1) != {prompt: found[prompt]}
 
 
 def test_left_padding_does_not_change_what_is_sampled(model) -> None:
@@ -104,7 +128,7 @@ def test_left_padding_does_not_change_what_is_sampled(model) -> None:
             max_new_tokens=SOLUTION_TOKENS,
         )
     assert isinstance(seen[0][0], str)
-    assert seen[0][0] == seen[1][0]
+    assert seen[0][0] == seen[1][1]  # the longest prompt comes first
 
 
 def test_evaluate_leaves_no_trace(model) -> None:

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
 from sgopd_trl import SGOPDTrainer
-from sgopd_trl.trainer import EpochSampler
+from sgopd_trl.sampler import EpochSampler
 
 
 DDP = Path(__file__).parents[1] / "recipes" / "accelerate_configs" / "ddp.yaml"

@@ -24,6 +24,9 @@ class HeldOutConfig:
             "in GRPO's training and in GKD's logs."
         },
     )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of the reward functions, as in `GRPOConfig`. Default: 1 each."}
+    )
 
 
 @dataclass
@@ -67,6 +70,7 @@ class SFTBaselineConfig(HeldOutConfig, SFTConfig):
     max_completion_length: int = field(default=512, metadata={"help": "Longest completion in evaluation, in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature in evaluation."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus in evaluation."})
+    top_k: int = field(default=0, metadata={"help": "Top-k in evaluation; 0 keeps every token."})
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments for the chat template of the prompts in evaluation."}
     )
@@ -108,12 +112,27 @@ class GKDConfig(PromptConfig, HeldOutConfig, DistillationConfig):
     )
     teacher_bank: str | None = field(default=None, metadata={"help": f"{_BANK_HELP} Not read at `lmbda` = 1."})
     num_generations_eval: int = field(
-        default=8, metadata={"help": "K, completions a held-out problem in evaluation: `eval_avg@K`, `eval_pass@K`."}
+        default=8,
+        metadata={
+            "help": "K, completions a held-out problem in evaluation: `eval_avg@K`, `eval_pass@K`. They are sampled with "
+            "transformers, also with `use_vllm`."
+        },
     )
 
     def __post_init__(self):
         super().__post_init__()
         _check_at_least_one(self, "num_generations_eval")
+        if self.eval_strategy != "no":
+            for name, neutral in (
+                ("min_p", (None, 0.0)),
+                ("repetition_penalty", (1.0,)),
+                ("generation_kwargs", (None, {})),
+            ):
+                if getattr(self, name) not in neutral:
+                    raise ValueError(
+                        f"The held-out problems are sampled by `temperature`, `top_p` and `top_k` alone, but `{name}` is "
+                        f"{getattr(self, name)!r}: leave it out, or set `eval_strategy: 'no'`."
+                    )
         if not 0 <= self.lmbda <= 1:
             raise ValueError(f"`lmbda` must be in [0, 1], got {self.lmbda!r}.")
         if self.lmbda < 1 and self.teacher_bank is None:

@@ -1,6 +1,5 @@
 """GKD (Agarwal et al., 2024, arXiv:2306.13649): on-policy distillation with a share of the teacher's own rollouts."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,16 +9,18 @@ from transformers import Trainer
 from trl import DistillationTrainer
 from trl.data_utils import is_conversational
 
+from ..checks import check_tokenizers
 from ..miniature import resolve
-from ..sampler import EpochSampler
+from ..sampler import OrderedByEpoch
 from ..seeded_sampling import rollout_seed
 from ..teachers.identity import identity_entry, weights_hash
-from ..verifiers.watch import stop_if_failing, watched_verifiers
-from .held_out import HeldOutEvaluation, summed_rewards
+from ..verifiers.watch import stop_if_failing
+from .held_out import HeldOutEvaluation
+from .rewards import RewardFunction
 from .rollouts import RolloutsOfPrompts, check_teacher, load_bank_data
 
 
-class GKDTrainer(HeldOutEvaluation, DistillationTrainer):
+class GKDTrainer(HeldOutEvaluation, OrderedByEpoch, DistillationTrainer):
     """[`~trl.DistillationTrainer`] whose generation batches are the student's with probability `args.lmbda`, otherwise
     the teacher's rollouts of the same prompts (GKD's Algorithm 1).
 
@@ -42,13 +43,12 @@ class GKDTrainer(HeldOutEvaluation, DistillationTrainer):
         self,
         *args: Any,
         bank: RolloutsOfPrompts | None = None,
-        held_out_rewards: list[Callable[..., list[float]]],
+        held_out_rewards: list[RewardFunction],
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.bank = bank
-        self.held_out_rewards = held_out_rewards
-        self.verifiers = watched_verifiers(held_out_rewards, self.args.output_dir)
+        self.watch(held_out_rewards)
         if self.args.lmbda < 1:
             self.train_dataset = self._with_rollouts(self.train_dataset)
 
@@ -57,9 +57,6 @@ class GKDTrainer(HeldOutEvaluation, DistillationTrainer):
         """Whether the generation batch of the step under way is the student's."""
         step = self.state.global_step
         return not self.model.training or rollout_seed(self.args.seed, "gkd", step) < self.args.lmbda * 2**63
-
-    def _get_train_sampler(self, dataset=None):
-        return EpochSampler(super()._get_train_sampler(dataset), lambda: int((self.state.epoch or 0) + 1e-6))
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         if self.on_policy:
@@ -100,11 +97,12 @@ class GKDTrainer(HeldOutEvaluation, DistillationTrainer):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         columns = {name: [row[name] for row in inputs] for name in inputs[0] if name != "prompt"}
         prompts = [row["prompt"] for row in inputs]
-        columns |= {"prompts": prompts, "completions": texts, "trainer_state": self.state}
-        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
-        totals = summed_rewards(self.held_out_rewards, self.args, ends, ids, **columns)
-        totals = self.accelerator.gather(totals.to(self.accelerator.device))
-        self._metrics["train"]["reward"].append(totals.mean().item())
+        verifier = self.summed_rewards()
+        totals = verifier(completion_ids=ids, prompts=prompts, completions=texts, **columns)
+        totals = self.accelerator.gather(torch.tensor(totals, device=self.accelerator.device))
+        metrics = self._metrics["train"]
+        for name, value in ({"reward": totals.mean().item()} | verifier.metrics(self.accelerator)).items():
+            metrics[name].append(value)
         stop_if_failing(self.verifiers, self.accelerator)
 
     def _with_rollouts(self, dataset: Dataset) -> Dataset:
@@ -129,9 +127,10 @@ def build(script_args: Any, args: Any, parts: Any) -> Trainer:
     """The trainer of `trainer: gkd`.
 
     Raises:
-        ValueError: as `load_bank_data` and `check_teacher`, and when the bank lacks training prompts.
+        ValueError: as `check_tokenizers`, `load_bank_data` and `check_teacher`, and when the bank lacks training prompts.
     """
     teacher = args.teacher_model_name_or_path = resolve(args.teacher_model_name_or_path)
+    check_tokenizers(parts.tokenizer, None, "teacher", teacher, args.teacher_model_revision, args)
     bank = None
     if args.lmbda < 1:
         with parts.main_process_first():

@@ -6,11 +6,12 @@ from transformers import Trainer
 
 from ..failure import RandomState
 from ..held_out import HeldOutGRPOTrainer
-from ..sampler import EpochSampler
+from ..resume import CheckpointsInsideCycles
+from ..sampler import OrderedByEpoch
 from ..verifiers.watch import stop_if_failing, watched_verifiers
 
 
-class GRPOBaseline(HeldOutGRPOTrainer):
+class GRPOBaseline(OrderedByEpoch, CheckpointsInsideCycles, HeldOutGRPOTrainer):
     """[`~trl.GRPOTrainer`] with avg@K and pass@K in evaluation, which stops when its verifier fails too often.
 
     Args:
@@ -20,9 +21,6 @@ class GRPOBaseline(HeldOutGRPOTrainer):
     def __init__(self, *args: Any, reward_funcs: list, **kwargs: Any):
         super().__init__(*args, reward_funcs=reward_funcs, **kwargs)
         self.verifiers = watched_verifiers(reward_funcs, self.args.output_dir)
-
-    def _get_train_sampler(self, dataset=None):
-        return EpochSampler(super()._get_train_sampler(dataset), lambda: int((self.state.epoch or 0) + 1e-6))
 
     def _calculate_rewards(self, *args, **kwargs):
         rewards = super()._calculate_rewards(*args, **kwargs)

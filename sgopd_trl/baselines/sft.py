@@ -1,15 +1,14 @@
 """SFT on the teacher's verified rollouts, and SeqKD: cross-entropy on all of them (Kim and Rush, 2016)."""
 
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
 from transformers import Trainer
 from trl import SFTTrainer
 
-from ..verifiers.watch import watched_verifiers
 from .held_out import HeldOutEvaluation
+from .rewards import RewardFunction
 from .rollouts import load_bank_data
 
 
@@ -35,10 +34,9 @@ class SFTOnRollouts(HeldOutEvaluation, SFTTrainer):
         kwargs: [`~trl.SFTTrainer`]'s arguments.
     """
 
-    def __init__(self, *args: Any, held_out_rewards: list[Callable[..., list[float]]], **kwargs: Any):
-        self.held_out_rewards = held_out_rewards
+    def __init__(self, *args: Any, held_out_rewards: list[RewardFunction], **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.verifiers = watched_verifiers(held_out_rewards, self.args.output_dir)
+        self.watch(held_out_rewards)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if dataset_name == "eval":  # problems to be solved, not texts to be learned
