@@ -233,12 +233,39 @@ def test_an_engine_that_is_not_installed_is_refused(stated, monkeypatch, tmp_pat
     evaluation.check_data(settings)
 
 
-def test_the_data_are_looked_at_before_the_first_run(study, monkeypatch):
+@pytest.fixture
+def in_process(monkeypatch):
     monkeypatch.setattr("sgopd_trl.study.processes.start_server", lambda: None)
     monkeypatch.setattr("sgopd_trl.study.processes.call", lambda function, *args: function(*args))
+
+
+def test_the_data_are_looked_at_before_the_first_run(study, in_process, monkeypatch):
     monkeypatch.setattr("sgopd_trl.study.run._run", lambda *args: pytest.fail("a run was started"))
     with pytest.raises(UsageError, match="no.jsonl does not exist"):
         run_study(study(evaluation={"dataset": "no.jsonl"}))
+
+
+def test_runs_begin_seed_by_seed(study, in_process, monkeypatch):
+    """Models first, then all rows of the first seed, in the order that is asked for; folders are there for these only."""
+    begun = []
+    monkeypatch.setattr("sgopd_trl.study.run._run", lambda study, prepare, tasks, *_: begun.extend(tasks) or 0)
+    rows = {"OPD": {"recipe": "opd.yaml"}, "SG-OPD": {"recipe": "sgopd.yaml"}, "Teacher": {"model": "miniature:nine"}}
+    evaluated = {"dataset": "miniature", "engine": "transformers", "verifier": "exact_answer_reward"}
+    given = study(rows=rows, evaluation=evaluated)
+    assert run_study(given, rows=["OPD"]) == 0
+    assert [task.name for task in begun] == ["OPD, seed 0", "OPD, seed 1"]
+    assert {path.name.rpartition("-")[0] for path in given.runs_dir.glob("*-*")} == {"opd"}
+    begun.clear()
+    run_study(given, seeds=[3, 1])
+    assert [task.name for task in begun] == [
+        "Teacher", "OPD, seed 3", "SG-OPD, seed 3", "OPD, seed 1", "SG-OPD, seed 1",
+    ]  # fmt: skip
+
+
+def test_a_report_makes_no_folders_of_runs(study, in_process):
+    given = study()
+    assert run_study(given, report_only=True) == 0
+    assert not given.runs_dir.exists() and (given.output_dir / "table.md").is_file()
 
 
 def test_evaluation_is_a_command_line():
@@ -270,7 +297,7 @@ def test_runs_are_evaluated_with_random_numbers_of_their_own(study):
         ("OPD", 0): 10, ("OPD", 1): 11, ("SG-OPD", 0): 10, ("SG-OPD", 1): 11,
     }  # fmt: skip
     for name in ("OPD", "SG-OPD"):
-        folder = task_folder(given.runs_dir, "another name", {"recipe": recipes[name], "evaluation": stated})
+        folder = task_folder(given.runs_dir, name, {"recipe": recipes[name], "evaluation": stated}, {})
         assert tasks[name, 0].folder.parent == tasks[name, 1].folder.parent == folder
 
 
@@ -291,6 +318,10 @@ def test_one_folder_for_what_is_stated(study, tmp_path):
     assert [first["OPD", seed].folder.name for seed in (0, 1)] == ["seed-0", "seed-1"]
     assert first["OPD", 0].folder.parent.name.startswith("opd-")
 
+    twins = plan_of(study(rows={name: {"recipe": "opd.yaml"} for name in ("OPD", "Again")})).runs
+    assert twins["Again", 0].folder == first["OPD", 0].folder
+
+    first["OPD", 0].folder.mkdir(parents=True)
     renamed = plan_of(study(baseline="plain", output_dir="other", rows={"plain": {"recipe": "opd.yaml"}})).runs
     assert renamed["plain", 0].folder == first["OPD", 0].folder
 
@@ -342,9 +373,10 @@ def test_the_recipe_of_a_run_says_everything(study):
 
 
 def test_the_seed_and_the_output_folder_of_a_recipe_say_nothing(tmp_path):
-    one = task_folder(tmp_path, "A row: 1.8/β", {"recipe": {"seed": 0, "output_dir": "a", "x": 1.0}})
+    one = task_folder(tmp_path, "A row: 1.8/β", {"recipe": {"seed": 0, "output_dir": "a", "x": 1.0}}, {})
     assert one.name.rpartition("-")[0] == "a-row-1.8"
-    assert task_folder(tmp_path, "b", {"recipe": {"x": 1.0, "output_dir": "b", "seed": 5}}) == one
+    one.mkdir()
+    assert task_folder(tmp_path, "b", {"recipe": {"x": 1.0, "output_dir": "b", "seed": 5}}, {}) == one
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from .spec import Row, Study
 
@@ -58,18 +57,18 @@ def make_plan(
     prepared: Sequence[Mapping[str, Any]],
     weights: Mapping[str, str | None],
 ) -> Plan:
-    """The study's tasks.
+    """The study's tasks. Nothing is written for it.
 
     Args:
         recipes: resolved, by row. prepared: resolved, of each of the study's `prepare`. weights: of models, by row.
     """
-    study.runs_dir.mkdir(parents=True, exist_ok=True)
+    planned: dict[str, Path] = {}
     prepare = []
     filled: dict[Path, list[str]] = {}  # what fills each teacher bank
     for step, recipe in zip(study.prepare, prepared, strict=True):
         options = [part for key, value in step.options.items() for part in (f"--{key}", str(value))]
         command = (step.command, *options)
-        folder = task_folder(study.runs_dir, step.command, {"command": command, "recipe": recipe})
+        folder = task_folder(study.runs_dir, step.command, {"command": command, "recipe": recipe}, planned)
         whole = dict(recipe) | {"output_dir": str(folder / TRAIN_DIR)}
         stated = {"recipe": str(step.config), "overrides": dict(step.overrides)}
         prepare.append(Task(step.command, None, folder, whole, command, stated=stated))
@@ -78,27 +77,30 @@ def make_plan(
     runs = {}
     for row in study.rows:
         if row.model is not None:
-            runs[row.name, None] = _evaluation_of(row, study, weights[row.name])
+            runs[row.name, None] = _evaluation_of(row, study, planned, weights[row.name])
             continue
         recipe = recipes[row.name]
         read = sorted(digest for bank in teacher_banks(recipe) for digest in filled.get(bank, ()))
-        for task in _trainings_of(row, study, recipe, read):
+        for task in _trainings_of(row, study, planned, recipe, read):
             runs[row.name, task.seed] = task
     return Plan(tuple(prepare), runs)
 
 
-def _evaluation_of(row: Row, study: Study, weights: str | None) -> Task:
+def _evaluation_of(row: Row, study: Study, planned: dict[str, Path], weights: str | None) -> Task:
     evaluation = dict(study.evaluation)
     stated = {"model": row.model, "weights": weights}
-    folder = task_folder(study.runs_dir, row.name, {**stated, "evaluation": evaluation})
+    folder = task_folder(study.runs_dir, row.name, {**stated, "evaluation": evaluation}, planned)
     return Task(row.name, None, folder, model=row.model, evaluation=evaluation, stated=stated)
 
 
-def _trainings_of(row: Row, study: Study, recipe: Mapping[str, Any], read: Sequence[str]) -> list[Task]:
-    """Args: read: digests of the `prepare` whose rollouts the row trains on."""
+def _trainings_of(
+    row: Row, study: Study, planned: dict[str, Path], recipe: Mapping[str, Any], read: Sequence[str]
+) -> list[Task]:
+    """A row's runs. Args: read: digests of the `prepare` whose rollouts it trains on. planned: as for `task_folder`."""
     evaluation = dict(study.evaluation)
     prepared = {"prepare": list(read)} if read else {}
-    parent = task_folder(study.runs_dir, row.name, {"recipe": recipe, "evaluation": evaluation, **prepared})
+    told_by = {"recipe": recipe, "evaluation": evaluation, **prepared}
+    parent = task_folder(study.runs_dir, row.name, told_by, planned)
     stated = {"recipe": str(row.recipe), "overrides": {**study.overrides, **row.overrides}, **prepared}
     tasks = []
     for seed in study.seeds:
@@ -118,20 +120,19 @@ def teacher_banks(recipe: Mapping[str, Any]) -> set[Path]:
     return {Path(bank) for bank in named if bank}
 
 
-def task_folder(runs_dir: Path, name: str, stated: Mapping[str, Any]) -> Path:
-    """The folder for what is stated: the one that has it already, under whatever name, or a new one.
+def task_folder(runs_dir: Path, name: str, stated: Mapping[str, Any], planned: dict[str, Path]) -> Path:
+    """The folder for what is stated: the one that has it already, under whatever name, or one that there is not yet.
 
     Args:
         stated: all that tells this work from other work; `seed` and `output_dir` of a recipe do not.
+        planned: folders of this plan by what is stated, which this one is added to: two rows may be one run.
     """
     recipe = {key: value for key, value in stated.get("recipe", {}).items() if key not in ("seed", "output_dir")}
     text = json.dumps({**stated, "recipe": recipe}, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "row"
-    with FileLock(runs_dir / ".lock"):
-        folder = next(iter(sorted(runs_dir.glob(f"*-{digest}"))), runs_dir / f"{slug}-{digest}")
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    there = next(iter(sorted(runs_dir.glob(f"*-{digest}"))), runs_dir / f"{slug}-{digest}")
+    return planned.setdefault(digest, there)
 
 
 def write_recipe(task: Task) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from filelock import FileLock
 from rich.console import Console
 
 from ..atomic_file import write_whole
@@ -55,12 +56,20 @@ def run_study(
     evaluation.check(study.evaluation)
     processes.start_server()
     recipes, prepared = processes.call(resolve_recipes, study)
-    plan = make_plan(study, recipes, prepared, processes.call(hash_weights, study))
-    code = 0
-    if not report_only:
-        processes.call(evaluation.check_data, study.evaluation)
+    weights = processes.call(hash_weights, study)
+    if report_only:
+        report(study, make_plan(study, recipes, prepared, weights), console)
+        return 0
+    processes.call(evaluation.check_data, study.evaluation)
+    study.runs_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(
+        study.runs_dir / ".lock"
+    ):  # of two studies with one run, the second finds the folder that the first made
+        plan = make_plan(study, recipes, prepared, weights)
         wanted = choose(plan, wanted_seeds, rows or names)
-        code = _run(study, plan.prepare, wanted, jobs, console)
+        for task in (*plan.prepare, *wanted):
+            task.folder.mkdir(parents=True, exist_ok=True)
+    code = _run(study, plan.prepare, wanted, jobs, console)
     report(study, plan, console)
     return code
 
