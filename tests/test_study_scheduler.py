@@ -1,5 +1,6 @@
 """The scheduler on real processes that do quick things in the place of training."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,29 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint(tmp_path, monkeypatch
     (train / "_stages").mkdir()
     worker._run_command(task)
     assert given.pop() == [*plain, "--resume_from_checkpoint", "true"]
+
+
+def test_the_trainer_is_gone_when_the_evaluation_begins(tmp_path, monkeypatch):
+    class Trainer:
+        def __init__(self):
+            self.me = self  # a trainer and its callbacks refer to each other: no count of references frees them
+
+    seen, trainers = [], []
+
+    def main(argv):
+        seen.append((argv[0], [trainer() is not None for trainer in trainers]))
+        trainers.append(weakref.ref(Trainer()))
+        return 0
+
+    monkeypatch.setattr("sgopd_trl.cli.main", main)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: seen.append("cache emptied"))
+    gc.disable()
+    try:
+        worker._work(Task("a", 0, tmp_path, recipe={}, command=("train",), model="model", keep_models=True))
+    finally:
+        gc.enable()
+    assert seen == [("train", []), "cache emptied", ("eval", [False])]
 
 
 def test_as_many_at_once_as_there_are_slots_each_with_its_devices(tmp_path):

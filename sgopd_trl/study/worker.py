@@ -1,5 +1,6 @@
 """The process of one task. Nothing here imports torch before the task's own environment is in place."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -60,6 +61,7 @@ def _work(task: Task) -> None:
     if task.command and not trained.is_file():
         _run_command(task)
         write_whole(trained, json.dumps({"finished": time.time()}) + "\n")
+        _free_memory()
     if task.model is not None:
         _evaluate(task)
     if not task.keep_models:
@@ -80,6 +82,14 @@ def _run_command(task: Task) -> None:
     code = main(argv)
     if code:
         raise SystemExit(code)
+
+
+def _free_memory() -> None:
+    """Let go of the trainer, which the evaluation's engine may share a GPU with."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _checkpoint(train_dir: Path) -> str | None:
