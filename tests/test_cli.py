@@ -139,8 +139,8 @@ def test_a_recipe_may_name_everything_trl_recipes_do(recipe):
     path = recipe(
         lora_target_modules="all-linear",
         learning_rate="1e-4",
+        stability_tau=None,
         gate="two_level",
-        gate_cell_lambdas=[2, 1, 1, 2],
         gate_cell_lambdas=[2, 1, 1, 2],
         teacher_model_init_kwargs={"dtype": "bfloat16"},
         resume_from_checkpoint=True,
