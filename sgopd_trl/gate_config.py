@@ -40,8 +40,8 @@ class GateConfig:
     gate_cell_lambdas: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Strengths of the sign cells (a1 a2) ++, +-, -+, -- of gate='two_level' (Appendix H). Ours: "
-            "lambda_high, lambda_base, lambda_base, lambda_high."
+            "help": "Strengths of the sign cells (a1 a2) ++, +-, -+, -- of gate='two_level' (Appendix H), which "
+            "does not read lambda_high then. Ours: lambda_high, lambda_base, lambda_base, lambda_high."
         },
     )
     agree_mode: str = field(

@@ -301,6 +301,13 @@ def test_the_overrides_in_the_tables_are_those_of_the_paper_s_scale():
             assert made[key] == there[key], (row[0], key)
 
 
+@pytest.mark.parametrize("path", [path for path in TRAINING if path.parent.name == "two_level_gate"], ids=name)
+def test_the_two_level_gate_has_table_3s_strength_as_its_first_cell(path):
+    """`lambda_high` is the row's as the paper prints it; the router reads the cells in its place."""
+    recipe = yaml.safe_load(path.read_text())
+    assert recipe["lambda_high"] == recipe["gate_cell_lambdas"][0] == 1.5
+
+
 def test_every_recipe_has_its_own_output():
     outputs = [yaml.safe_load(path.read_text())["output_dir"] for path in TRAINING]
     assert len(set(outputs)) == len(outputs)
