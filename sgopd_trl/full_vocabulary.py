@@ -221,15 +221,16 @@ class FullVocabulary:
             return None
         return trainer.reference.model if trainer.reference is not None else trainer.ref_model
 
-    def _reference(self, *inputs: Any) -> tuple[torch.Tensor, LmHead]:
+    def _reference(self, ids: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, LmHead]:
         if self._other_reference is not None:
-            return self._states_and_head(self._other_reference, *inputs)
+            _check_tokens(ids, self.trainer.accelerator.unwrap_model(self._other_reference))
+            return self._states_and_head(self._other_reference, ids, *inputs)
         trainer = self.trainer
         with (
             trainer.scorer.student_as_reference(),
             disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
         ):
-            return self._states_and_head(trainer.model, *inputs)
+            return self._states_and_head(trainer.model, ids, *inputs)
 
 
 def _gathered(*heads: LmHead) -> AbstractContextManager:
@@ -237,8 +238,19 @@ def _gathered(*heads: LmHead) -> AbstractContextManager:
     return maybe_gather_lm_head_ctx(*(tensor for head in heads for tensor in (head.weight, head.bias)))
 
 
+# Teacher and student are checked when they score the sampled tokens (`RolloutScorer`), which the reference does not.
+
+
+def _check_tokens(ids: torch.Tensor, reference: torch.nn.Module) -> None:
+    rows = reference.get_input_embeddings().num_embeddings
+    if (largest := int(ids.max())) >= rows:
+        raise ValueError(
+            f"The student sampled token {largest}, but the reference's embedding has {rows} rows. Set "
+            "`generation_kwargs={'suppress_tokens': [...]}` to keep the student from sampling ids beyond its tokenizer."
+        )
+
+
 def _check_finite(reference_states: torch.Tensor) -> None:
-    """The other models are checked when they score the sampled tokens (`RolloutScorer`), which the reference does not."""
     if not torch.isfinite(reference_states).all():
         raise ValueError(
             "The reference's last hidden states are not finite where tokens are extrapolated. Check the reference's weights "

@@ -361,6 +361,14 @@ def test_a_reference_that_is_not_finite_is_named(folders, tmp_path):
         trainer.train()
 
 
+def test_a_token_beyond_the_references_embedding_is_named(folders, tmp_path):
+    trainer = make_trainer(folders, tmp_path)
+    reference = trainer.reference.model
+    reference.set_input_embeddings(torch.nn.Embedding(5, reference.config.hidden_size))
+    with pytest.raises(ValueError, match=r"sampled token \d+, but the reference's embedding has 5 rows"):
+        trainer.train()
+
+
 def test_sequences_without_a_token_and_masked_ones(folders, tmp_path):
     trainer = make_trainer(folders, tmp_path, mask_truncated_completions=True, max_completion_length=3)
     (step,) = train_recorded(trainer)
