@@ -85,6 +85,16 @@ def load_unverified(folder: Path) -> int:
     return len({path.stem for path in (folder / "bank" / ".unverified").glob("*.json")} - set(load_keys(folder)))
 
 
+@pytest.mark.parametrize("off", [{}, {"teacher_sampling_enable": False}])
+def test_all_prompts_need_nothing_of_the_phases(off, tmp_path, monkeypatch, capsys):
+    """Three prompts, of which a generation batch of the recipe's run would take more."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    more = "--max_train_samples 3 --use_cpu true" + "".join(f" --{key} {value}" for key, value in off.items())
+    argv = sgopd(tmp_path, f"teacher-rollouts --prompts all --per_device_train_batch_size 64 {more}")[3:]
+    assert main(argv) == 0
+    assert counts(capsys.readouterr().out) == (3, 3, 0) and load_rows(tmp_path) == 3
+
+
 @pytest.mark.distributed
 def test_two_processes_share_the_work(tmp_path):
     ddp = f"--accelerate_config {RECIPES / 'ddp.yaml'}"

@@ -1,10 +1,13 @@
 """`sgopd teacher-rollouts`: a recipe's teacher rollouts, generated and verified ahead of its runs."""
 
 import argparse
+from collections.abc import Sequence
+from typing import NoReturn
 
 from transformers.trainer_utils import IntervalStrategy
 
 from ..rollout_plan import all_prompts, fill_bank, prompts_of_run
+from ..teacher_rollouts import TeacherRollouts, check_bank
 from ..teachers import TeacherError
 from .errors import UsageError, reported
 from .launch import end_together
@@ -19,9 +22,8 @@ COMMAND = "teacher-rollouts"
 
 def main(argv: list[str]) -> int:
     """Run `sgopd teacher-rollouts` with these arguments: here, or through `accelerate launch`. Returns the exit code."""
-    parser = make_parser()
     if "--help" in argv or "-h" in argv:
-        parser.print_help()
+        make_parser().print_help()
         return 0
     with reported(f"sgopd {COMMAND}"):
         argv = split_config_flag(argv)
@@ -29,11 +31,9 @@ def main(argv: list[str]) -> int:
         staged = StagedRun(recipe, source, argv, COMMAND) if is_staged(recipe) else None
     if staged is not None:
         return staged.run()
-    options, training = parser.parse_known_args(argv)
-    own = ["--prompts", options.prompts, "--batch_size", str(options.batch_size)]
     with reported(f"sgopd {COMMAND}"):
-        if options.batch_size < 1:
-            raise UsageError(f"--batch_size must be >= 1, got {options.batch_size}.")
+        options, training = read_options(argv)
+        own = ["--prompts", options.prompts, "--batch_size", str(options.batch_size)]
         parsed = parse_or_launch(training, [COMMAND, *own])
         if isinstance(parsed, int):
             return parsed
@@ -49,13 +49,19 @@ def main(argv: list[str]) -> int:
         training_args.use_vllm = training_args.push_to_hub = False
         training_args.sign_gated_extrapolation, training_args.lambda_base, training_args.beta = False, 1.0, 0.0
         training_args.eval_strategy, script_args.early_stopping_patience = IntervalStrategy.NO, None
+        phases = options.prompts == "run"
+        if not phases:  # nothing is drawn in phases, and what these need is not asked for
+            training_args.teacher_sampling_enable = False
+            check_bank(training_args)
         trainer = build_trainer(script_args, training_args, model_args)
-        if not trainer.teacher_sampling.enabled:
+        if not phases:
+            trainer.teacher_sampling.rollouts = TeacherRollouts(trainer)
+        elif not trainer.teacher_sampling.enabled:
             raise ValueError(
                 "The recipe switches phased teacher sampling off (`teacher_sampling_enable`, `teacher_sampling_ratio` or "
-                "`teacher_sft_alpha_0`), so its runs ask for no rollouts."
+                "`teacher_sft_alpha_0`), so its runs ask for no rollouts. `--prompts all` has all prompts answered."
             )
-        prompts = prompts_of_run(trainer) if options.prompts == "run" else all_prompts(trainer)
+        prompts = prompts_of_run(trainer) if phases else all_prompts(trainer)
     bank = trainer.teacher_sampling.rollouts
     say = trainer.accelerator.print
     say(f"{len(prompts)} rollouts of the teacher, kept in {bank.folder}")
@@ -69,9 +75,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own options, and the other arguments.
+
+    Raises:
+        UsageError: for an option's value.
+    """
+    options, training = make_parser().parse_known_args(argv)
+    if options.batch_size < 1:
+        raise UsageError(f"--batch_size must be >= 1, got {options.batch_size}.")
+    return options, training
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. `{self.prog} --help` lists the options.")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command's own options; the others are those of `sgopd train`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"sgopd {COMMAND}",
         allow_abbrev=False,
         add_help=False,
