@@ -311,6 +311,28 @@ def test_rollouts_that_no_row_would_find_are_refused(study):
     assert own["teacher_bank"] == common["teacher_bank"] == "bank"
 
 
+@pytest.mark.parametrize(
+    ("stages", "options", "message"),
+    [
+        ([{"name": "gate"}], {}, "has no stage with `command: teacher-rollouts`"),
+        (
+            [{"name": "rollouts", "command": "teacher-rollouts"}, {"name": "gate"}],
+            {"prompts": "all"},
+            "Unknown argument '--prompts': no stage knows it.",
+        ),
+    ],
+)
+def test_what_prepare_would_refuse_of_a_recipe_in_stages(stages, options, message, study, tmp_path):
+    """Its options are the stage's own."""
+    study()
+    recipe = yaml.safe_load((tmp_path / "studies" / "sgopd.yaml").read_text())
+    (tmp_path / "studies" / "staged.yaml").write_text(yaml.safe_dump(recipe | {"stages": stages}))
+    step = {"command": "teacher-rollouts", "config": "staged.yaml"} | options
+    with pytest.raises(UsageError) as error:
+        resolve_recipes(study(prepare=[step], overrides={"teacher_bank": "bank"}))
+    assert str(error.value).startswith("`prepare`: ") and message in str(error.value)
+
+
 def test_one_folder_for_what_is_stated(study, tmp_path):
     """Another name, another seed and another study share a run; another value, or evaluation, does not."""
     first = plan_of(study()).runs

@@ -66,8 +66,7 @@ def make_plan(
     prepare = []
     filled: dict[Path, list[str]] = {}  # what fills each teacher bank
     for step, recipe in zip(study.prepare, prepared, strict=True):
-        options = [part for key, value in step.options.items() for part in (f"--{key}", str(value))]
-        command = (step.command, *options)
+        command = (step.command, *step.flags)
         folder = task_folder(study.runs_dir, step.command, {"command": command, "recipe": recipe}, planned)
         whole = dict(recipe) | {"output_dir": str(folder / TRAIN_DIR)}
         stated = {"recipe": str(step.config), "overrides": dict(step.overrides)}

@@ -15,7 +15,7 @@ import yaml
 from ..cli.errors import UsageError
 from ..cli.recipe import read_recipe
 from .plan import teacher_banks
-from .spec import Study, nearest
+from .spec import Prepare, Study, nearest
 
 
 Recipe = dict[str, Any]
@@ -28,11 +28,11 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
         UsageError: for a key that its recipe does not know, an override that no recipe knows or that a stage would not
             see, a value that is out of range, and a `prepare` whose rollouts no row could find.
     """
-    sources = [(f"row {row.name!r}", row.recipe, row.overrides) for row in study.rows if row.recipe is not None]
-    sources += [("`prepare`", step.config, step.overrides) for step in study.prepare]
+    sources = [(f"row {row.name!r}", row.recipe, row.overrides, None) for row in study.rows if row.recipe is not None]
+    sources += [("`prepare`", step.config, step.overrides, step) for step in study.prepare]
     known_to_any: set[str] = set()
     resolved = []
-    for where, path, overrides in sources:
+    for where, path, overrides, prepare in sources:
         recipe, _ = read_recipe(["--config", str(path)])
         with told(where):
             keys = recipe_keys({**recipe, **overrides} if "trainer" in overrides else recipe, path.name)
@@ -41,7 +41,7 @@ def resolve_recipes(study: Study) -> tuple[dict[str, Recipe], list[Recipe]]:
                     raise UsageError(f"{path} does not know the override {key!r}.{nearest(key, keys)}")
             common = {key: value for key, value in study.overrides.items() if key in keys and key not in overrides}
             merged = merge(recipe, {**common, **overrides})
-            check(merged, path.name)
+            check(merged, path.name, prepare)
         known_to_any |= keys
         resolved.append(merged)
     for key in study.overrides:
@@ -128,17 +128,19 @@ def merge(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     return merged
 
 
-def check(recipe: Recipe, name: str) -> None:
-    """Refuse what `sgopd train` would refuse of a recipe in a file of this name. Raises ValueError as that does."""
-    from ..cli.stages import check_stage, is_staged, read_stages
+def check(recipe: Recipe, name: str, prepare: Prepare | None = None) -> None:
+    """Refuse what `sgopd train`, or the command of `prepare`, would refuse of a recipe in a file of this name. Raises
+    ValueError as that does."""
+    from ..cli.staged_run import StagedRun
+    from ..cli.stages import environment_kept, is_staged
     from ..cli.train import parse, read_command_line
 
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), environment_kept():
         # A GPU is not to be touched here, and that of a run may be another
         recipe = recipe | {"use_cpu": True, "output_dir": folder}
         if is_staged(recipe):
-            for stage in read_stages(recipe, name)[0]:
-                check_stage(stage, name)
+            options, command = ((), None) if prepare is None else (prepare.flags, prepare.command)
+            StagedRun(recipe, name, [*options, "--config", name], command)
             return
         path = Path(folder) / name
         path.write_text(yaml.safe_dump(recipe))

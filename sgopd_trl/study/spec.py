@@ -41,6 +41,11 @@ class Prepare:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its own options, as on a command line."""
+        return tuple(part for key, value in self.options.items() for part in (f"--{key}", str(value)))
+
 
 @dataclass(frozen=True)
 class Study:
