@@ -105,6 +105,7 @@ def test_recipes_refused(settings, message, recipe, capsys):
         (["--num_processes"], "Expected a value after --num_processes."),
         (["--accelerate_config"], "Expected a value after --accelerate_config."),
         (["--model_name_or_path", ""], "`model_name_or_path` is needed"),
+        (["--completion_only_loss", "true"], "It is a setting of `trainer: sft`, not of `sgopd`."),
     ],
 )
 def test_command_lines_refused(args, message, recipe, capsys):

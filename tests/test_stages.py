@@ -62,7 +62,7 @@ def recipe(tmp_path):
 def stages_of(*args: str, stages=STAGES, **settings) -> dict[str, dict]:
     """The recipes of the stages, by name, of a recipe and a command line."""
     found, _ = read_stages(COMMON | {"output_dir": "out", "stages": stages} | settings, "staged.yaml", args)
-    return {stage.name: stage.recipe | {"arguments": stage.arguments, "options": stage.options} for stage in found}
+    return {stage.name: stage.recipe | {"options": stage.options} for stage in found}
 
 
 # What each stage is given
@@ -120,14 +120,33 @@ def test_options_of_teacher_rollouts():
 
 
 def test_the_command_line_reaches_all_stages_or_one():
-    found = stages_of("--learning_rate", "1e-4", "--no_box_answer", "--lambda_high=1.5", "--sft.max_steps", "5")
-    assert found["gate"]["arguments"] == ["--learning_rate", "1e-4", "--no_box_answer", "--lambda_high=1.5"]
-    assert found["sft"]["arguments"] == ["--learning_rate", "1e-4", "--no_box_answer", "--max_steps", "5"]
+    found = stages_of("--learning-rate", "1e-4", "--no_box_answer", "--lambda_high=1.5", "--sft.max-steps", "5")
+    assert [recipe["learning_rate"] for recipe in found.values()] == [1e-4] * 3
+    assert [recipe["box_answer"] for recipe in found.values()] == [False] * 3
+    assert [name for name, recipe in found.items() if recipe.get("lambda_high") == 1.5] == ["gate"]
+    assert [recipe["max_steps"] for recipe in found.values()] == [10, 5, 2]
+    found = stages_of(
+        "--sft.learning_rate=0.1", "--learning_rate", "0.2", "--rollouts.batch_size", "4"
+    )  # its own first
+    assert [recipe["learning_rate"] for recipe in found.values()] == [0.2, 0.1, 0.2]
+    assert found["rollouts"]["options"] == ["--batch_size", "4"]
+    found = stages_of("--gate.trainer", "grpo", "--gate.reward_funcs", "a", "b", "--gate.num_processes=2")
+    assert found["gate"]["trainer"] == "grpo" and "teacher_model_name_or_path" not in found["gate"]
+    assert (found["gate"]["reward_funcs"], found["gate"]["num_processes"]) == (["a", "b"], "2")
+
+
+def test_what_the_command_line_states_is_written_with_the_stage(recipe, tmp_path):
+    """Values of every kind come back as they were."""
+    given = ["--eval_strategy", "steps", "--gate.gate_cell_lambdas", "1", "1.5", "--save_strategy=no", "--use_peft"]
+    (stage,), _ = read_stages(COMMON | {"stages": [GATE]}, "staged.yaml", given)
+    written = yaml.safe_load(stage.write(tmp_path).read_text())
+    assert (written["eval_strategy"], written["save_strategy"], written["use_peft"]) == ("steps", "no", True)
+    assert written["gate_cell_lambdas"] == [1.0, 1.5]
 
 
 def test_only_the_last_stage_s_model_is_pushed(monkeypatch):
     for found in (stages_of(push_to_hub=True), stages_of("--push_to_hub"), stages_of("--push_to_hub", "true")):
-        pushed = {name: recipe.get("push_to_hub") or recipe["arguments"] for name, recipe in found.items()}
+        pushed = {name: recipe.get("push_to_hub") for name, recipe in found.items()}
         assert not pushed["rollouts"] and not pushed["sft"] and pushed["gate"]
     assert stages_of(stages=[SFT | {"push_to_hub": True}, GATE])["sft"]["push_to_hub"] is True
     api = MagicMock()
@@ -143,8 +162,8 @@ def test_a_key_that_means_nothing_to_a_trainer_goes_to_the_other_stages():
     assert [name for name, recipe in found.items() if "teacher_rollouts" in recipe] == ["sft"]
     assert [name for name, recipe in found.items() if "max_train_samples" in recipe] == ["rollouts", "gate"]
     found = stages_of("--teacher_rollouts", "all")
-    assert [name for name, recipe in found.items() if recipe["arguments"]] == ["sft"]
-    assert [name for name, recipe in stages_of("--lambda_high", "2").items() if recipe["arguments"]] == ["gate"]
+    assert [name for name, recipe in found.items() if "teacher_rollouts" in recipe] == ["sft"]
+    assert [name for name, recipe in stages_of("--lambda_high", "2").items() if "lambda_high" in recipe] == ["gate"]
 
 
 def test_an_option_of_the_loss_needs_a_stage_that_has_that_loss(recipe, capsys):
@@ -208,6 +227,7 @@ def test_an_option_of_the_loss_needs_a_stage_that_has_that_loss(recipe, capsys):
             {"stages": [ROLLOUTS, SFT], "lambda_high": 2.0},
             "Unknown key 'lambda_high' in staged.yaml: no stage knows it",
         ),
+        ({"prompts": "all"}, "Unknown key 'prompts' in staged.yaml: no stage knows it. It belongs to stage 'rollouts'"),
         ({"stages": [ROLLOUTS | {"gate": "sign"}, SFT]}, "staged.yaml: `gate` means nothing to stage 'rollouts'"),
     ],
 )
@@ -235,6 +255,22 @@ def test_recipes_refused(settings, message, recipe, capsys, tmp_path):
             "Stage 'gate' of staged.yaml: Unknown argument '--max_stepp'. Did you mean '--max_steps'?",
         ),
         (["--rollouts.reverse_kl", "full_vocabulary"], "`reverse_kl` means nothing to stage 'rollouts'"),
+        (["--rollouts.gate=random"], "The command line: `gate` means nothing to stage 'rollouts'"),
+        (["--rollouts.lambda-high", "1.5"], "`lambda_high` means nothing to stage 'rollouts'"),
+        (["--sft.output_dir", "x"], "The command line: `output_dir` belongs beside `stages`, not in stage 'sft'"),
+        (["--sft.resume_from_checkpoint", "true"], "`resume_from_checkpoint` belongs beside `stages`"),
+        (["--sft.use_peft", "true"], "stage 'gate' would start from 'sft''s output, which is an adapter"),
+        (["--use_peft", "true"], "stage 'gate' would start from 'sft''s output, which is an adapter"),
+        (["--rollouts.teacher_bank", "b"], "Stage 'sft' of staged.yaml: `teacher_bank` is needed"),
+        (["--sft.config", "x.yaml"], "Stage 'sft' of staged.yaml: Unknown argument '--config'."),
+        (["--sft.lambda_high", "2"], "It is a setting of `trainer: sgopd`, not of `sft`"),
+        (
+            ["--sft.max_steps", "many"],
+            "Stage 'sft' of staged.yaml: argument --max_steps/--max-steps: invalid int value",
+        ),
+        (["--rollouts.prompts", "nope"], "Stage 'rollouts' of staged.yaml: argument --prompts: invalid choice: 'nope'"),
+        (["--rollouts.batch_size", "0"], "Stage 'rollouts' of staged.yaml: --batch_size must be >= 1, got 0"),
+        (["--prompts", "all"], "It belongs to stage 'rollouts': on the command line --rollouts.prompts."),
         (["--trainer", "sft"], "name the `trainer` in the stage"),
         (["--output_dir"], "Expected one value after --output_dir"),
         (["3"], "Unexpected argument '3'"),

@@ -247,14 +247,7 @@ def check_command_line(
     parser = Parser(trainer)
     parser.set_defaults_with_config(**recipe)
     values, unknown = parser.parse_known_args(args)
-    if unknown and not unknown[0].startswith("-"):
-        hint = f" Did you mean '--config {unknown[0]}'?" if unknown[0].endswith((".yaml", ".yml")) else ""
-        raise UsageError(f"Unexpected argument {unknown[0]!r}.{hint}")
-    if unknown:
-        flag = unknown[0].partition("=")[0]
-        names = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
-        hint = nearest(flag.lstrip("-").replace("-", "_"), names | {*also, "config"}, prefix="--")
-        raise UsageError(f"Unknown argument {flag!r}.{hint}")
+    _refuse_unknown(unknown, parser, {*also, "config"}, trainer)
     for name, example in TRAINERS[trainer].needed.items():
         if not getattr(values, name):
             raise UsageError(f"`{name}` is needed, in the recipe (--config) or as --{name}; for example {example}.")
@@ -267,6 +260,33 @@ def check_command_line(
             "example --teacher_model_name_or_path Qwen/Qwen3-4B or miniature:clean."
         )
     return values
+
+
+def stated_values(args: Sequence[str], also: Collection[str] = (), trainer: str = "sgopd") -> dict[str, Any]:
+    """What flags state, by key and as a recipe would have it. Arguments as `check_command_line`'s.
+
+    Raises:
+        UsageError: as `check_command_line`, for flags and values.
+    """
+    parser = Parser(trainer)
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    values, unknown = parser.parse_known_args(args)
+    _refuse_unknown(unknown, parser, also, trainer)
+    return {key: value.value if isinstance(value, enum.Enum) else value for key, value in vars(values).items()}
+
+
+def _refuse_unknown(unknown: Sequence[str], parser: Parser, also: Collection[str], trainer: str) -> None:
+    if not unknown:
+        return
+    flag = unknown[0].partition("=")[0]
+    if not flag.startswith("-"):
+        hint = f" Did you mean '--config {unknown[0]}'?" if unknown[0].endswith((".yaml", ".yml")) else ""
+        raise UsageError(f"Unexpected argument {unknown[0]!r}.{hint}")
+    name = flag.lstrip("-").replace("-", "_")
+    names = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
+    hint = _of_others(name, trainer) or nearest(name, names | {*also}, prefix="--")
+    raise UsageError(f"Unknown argument {flag!r}.{hint}")
 
 
 def _of_others(key: str, trainer: str) -> str:

@@ -93,8 +93,7 @@ def _output_dir(recipe: dict[str, Any], args: Sequence[str]) -> str:
 
 def _settings(stage: Stage) -> dict[str, Any]:
     """What a finished stage was run with, as JSON values."""
-    arguments = [*stage.options, *stage.arguments]
-    return json.loads(json.dumps({"recipe": stage.recipe, "arguments": arguments}, default=str))
+    return json.loads(json.dumps({"recipe": stage.recipe, "arguments": stage.options}, default=str))
 
 
 def _check_unchanged(stage: Stage, finished: dict[str, Any]) -> None:
@@ -111,7 +110,7 @@ def _check_unchanged(stage: Stage, finished: dict[str, Any]) -> None:
         if then.get(key) != recipe.get(key)
     ]
     if finished["arguments"] != now["arguments"]:
-        changed.append(f"the command line was {finished['arguments']} and is {now['arguments']}")
+        changed.append(f"its options were {finished['arguments']} and are {now['arguments']}")
     if changed:
         raise UsageError(
             f"Stage {stage.name!r} was finished with other settings: {'; '.join(changed)}. Set them back, or start "

@@ -1,5 +1,6 @@
 """`stages:` of a recipe: what each stage is given, checked before the first one begins."""
 
+import argparse
 import copy
 import dataclasses
 import os
@@ -17,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..gate_config import GateConfig
 from ..rollout_bank import identity_hash
 from ..vocabulary_config import VocabularyConfig
-from .arguments import TRAINERS, Parser, nearest, trainer_name
+from .arguments import TRAINERS, Parser, nearest, stated_values, trainer_name
 from .errors import UsageError
 from .launch import launch_flags
 
@@ -53,21 +54,21 @@ class Stage:
 
     Attributes:
         name: of the stage. command: "train" or "teacher-rollouts". trainer: whose settings it knows.
-        stated: its own keys. recipe: these and the recipe's, as a recipe of its own. options: the command's own flags.
-        arguments: what the command line adds.
+        stated: its own keys. given: those of them that the command line states. recipe: these and the recipe's, as a recipe
+        of its own. options: the command's own flags.
     """
 
     name: str
     command: str
     trainer: str
     stated: dict[str, Any]
+    given: set[str] = field(default_factory=set)
     recipe: dict[str, Any] = field(default_factory=dict)
     options: list[str] = field(default_factory=list)
-    arguments: list[str] = field(default_factory=list)
 
     def argv(self, file: Path, launch: Sequence[str] = ()) -> list[str]:
         """The command line of the command, with this stage's recipe in `file`."""
-        return [*self.options, "--config", str(file), *self.arguments, *launch]
+        return [*self.options, "--config", str(file), *launch]
 
     def write(self, folder: Path) -> Path:
         """Writes its recipe as `folder/NAME.yaml`."""
@@ -91,33 +92,34 @@ def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -
         UsageError: naming the stage or key that cannot be understood.
     """
     top = {key: value for key, value in recipe.items() if key != "stages"}
-    stages = [_stage(entry, number, source, top) for number, entry in enumerate(_entries(recipe, source), 1)]
+    stages = [_stage(entry, number, source) for number, entry in enumerate(_entries(recipe, source), 1)]
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise UsageError(f"{source}: two stages have one name, got {names}.")
-    groups = flag_groups(args)
     of_run = {key for key in _RUN if not any(key in stage.stated for stage in stages)}
+    launch = launch_flags()
+    groups = _state(stages, flag_groups(args), launch, top, source)
     top |= {name: flag_value(group) for name, group in groups if name in of_run}  # the last one, as argparse has it
     groups = [(name, group) for name, group in groups if name not in of_run]
     resumes = str(top.pop("resume_from_checkpoint", False)).lower()
     if resumes not in ("true", "false", "none"):
         raise UsageError(f"`resume_from_checkpoint` of a recipe with stages must be true or false, got {resumes!r}.")
     output_dir = Path(str(top.pop("output_dir", "trainer_output")))
-    launch = {*launch_flags(), "accelerate_config"}
-    keys = {stage.name: {*_known(stage), *launch} for stage in stages}
+    keys = {stage.name: {*_known(stage), *launch, "accelerate_config"} for stage in stages}
     for stage in stages[:-1]:
         keys[stage.name].difference_update(_RESULT)
     for key in top:
         if key != "env" and not any(key in known for known in keys.values()):
-            raise UsageError(
-                f"Unknown key {key!r} in {source}: no stage knows it.{nearest(str(key), set().union(*keys.values()))}"
-            )
+            hint = _of_a_stage(stages, str(key)) or nearest(str(key), set().union(*keys.values()))
+            raise UsageError(f"Unknown key {key!r} in {source}: no stage knows it.{hint}")
+    overridden = _overrides(stages, keys, groups)
     before: Stage | None = None  # the train stage before
     for stage in stages:
         last = stage is stages[-1]
         stage.recipe = {key: value for key, value in top.items() if key == "env" or key in keys[stage.name]}
         if stage.command != "train":
             stage.recipe.pop("trainer", None)
+        stage.recipe |= overridden[stage.name]
         stage.recipe |= {key: value for key, value in stage.stated.items() if key not in _OWN[stage.command]}
         stage.recipe["output_dir"] = str(output_dir if last else output_dir / FOLDER / stage.name)
         stage.options = [
@@ -132,8 +134,6 @@ def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -
                     )
                 stage.recipe["model_name_or_path"] = before.recipe["output_dir"]
             before = stage
-    for name, group in groups:
-        _override(stages, keys, name, group)
     _share_bank(stages, output_dir, keys)
     return stages, resumes == "true"
 
@@ -150,7 +150,7 @@ def _share_bank(stages: Sequence[Stage], output_dir: Path, keys: Mapping[str, se
     filling = [stage for stage in stages if stage.command == "teacher-rollouts"]
     if not filling or any("teacher_bank" in stage.recipe for stage in stages):
         return
-    about = [[stage.recipe, stage.options, stage.arguments] for stage in filling]
+    about = [[stage.recipe, stage.options] for stage in filling]
     bank = output_dir / f"_teacher_rollouts-{identity_hash({'stages': about})}"
     for stage in stages:
         if "teacher_bank" in keys[stage.name]:
@@ -163,14 +163,14 @@ def check_stage(stage: Stage, source: str, launch: Sequence[str] = ()) -> None:
     Raises:
         UsageError, ValueError: as the command, with the stage's name.
     """
-    from .teacher_rollouts import make_parser
+    from .teacher_rollouts import read_options
     from .train import check
 
     with tempfile.TemporaryDirectory() as folder, environment_kept():
         try:
             argv = stage.argv(stage.write(Path(folder)), launch)
             if stage.command == "teacher-rollouts":
-                _, argv = make_parser().parse_known_args(argv)
+                _, argv = read_options(argv)
             check(argv, evaluates=stage.command == "train")
         except ValueError as error:
             raise type(error)(f"Stage {stage.name!r} of {source}: {error}") from error
@@ -183,7 +183,7 @@ def _entries(recipe: dict[str, Any], source: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _stage(entry: dict[str, Any], number: int, source: str, top: dict[str, Any]) -> Stage:
+def _stage(entry: dict[str, Any], number: int, source: str) -> Stage:
     stated = copy.deepcopy(entry)
     name, command = stated.pop("name", None), stated.pop("command", "train")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -194,27 +194,78 @@ def _stage(entry: dict[str, Any], number: int, source: str, top: dict[str, Any])
         raise UsageError(
             f"{source}: `command` of stage {name!r} must be one of {', '.join(COMMANDS)}, got {command!r}."
         )
-    for key in ("output_dir", "resume_from_checkpoint", "env", "stages"):
-        if key in stated:
-            raise UsageError(f"{source}: `{key}` belongs beside `stages`, not in stage {name!r}.")
-    trainer = trainer_name([], top | stated) if command == "train" else "sgopd"
-    stage = Stage(name, command, trainer, stated)
-    for key in stated:
-        _check_of_stage(stage, key, source)
-    return stage
+    return Stage(name, command, "sgopd", stated)
+
+
+def _state(
+    stages: Sequence[Stage],
+    groups: Sequence[tuple[str, list[str]]],
+    launch: Mapping[str, argparse.Action],
+    top: Mapping[str, Any],
+    source: str,
+) -> list[tuple[str, list[str]]]:
+    """Completes what stages state by `--STAGE.KEY VALUE`, with the checks of a key in the recipe. Returns the other flags."""
+    of_stages: dict[str, list[tuple[str, list[str]]]] = {stage.name: [] for stage in stages}
+    others = []
+    for name, group in groups:
+        stage_name, dot, key = name.rpartition(".")
+        if not dot:
+            others.append((name, group))
+        elif stage_name not in of_stages:
+            hint = nearest(stage_name, of_stages, prefix="--")
+            raise UsageError(f"{group[0]!r}: there is no stage {stage_name!r}.{hint}")
+        else:
+            _, equals, value = group[0].partition("=")
+            of_stages[stage_name].append((key, [f"--{key}{equals}{value}", *group[1:]]))
+    for stage in stages:
+        flags = of_stages[stage.name]
+        try:
+            if stage.command == "train":
+                stage.trainer = trainer_name([token for _, group in flags for token in group], top | stage.stated)
+            given = _values(stage, flags, launch)
+        except UsageError as error:
+            raise UsageError(f"Stage {stage.name!r} of {source}: {error}") from error
+        stage.stated |= given
+        stage.given = set(given)
+        for key in stage.stated:
+            _check_of_stage(stage, key, "The command line" if key in given else source)
+    return others
+
+
+def _values(
+    stage: Stage, groups: Sequence[tuple[str, list[str]]], launch: Mapping[str, argparse.Action]
+) -> dict[str, Any]:
+    """The keys that flags of a stage state, with the values that they would have in its recipe."""
+    values: dict[str, Any] = {}
+    training: list[str] = []
+    for key, group in groups:
+        if key in _OWN[stage.command] or key == "accelerate_config" or key in launch:
+            switch = key in launch and launch[key].nargs == 0
+            values[key] = True if switch and len(group) == 1 and "=" not in group[0] else flag_value(group)
+        else:
+            training += group
+    return values | stated_values(training, _OWN[stage.command], stage.trainer)
 
 
 def _check_of_stage(stage: Stage, key: str, source: str) -> None:
+    if key in ("output_dir", "resume_from_checkpoint", "env", "stages"):
+        raise UsageError(f"{source}: `{key}` belongs beside `stages`, not in stage {stage.name!r}.")
     if stage.command != "train" and key in _OF_THE_LOSS:
         raise UsageError(f"{source}: `{key}` means nothing to stage {stage.name!r}, which only has the teacher answer.")
 
 
+def _of_a_stage(stages: Sequence[Stage], key: str) -> str:
+    owners = [stage.name for stage in stages if key in _OWN[stage.command]]
+    return f" It belongs to stage {owners[0]!r}: on the command line --{owners[0]}.{key}." if owners else ""
+
+
 def flag_groups(args: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Flags with their values, each under the name of its key."""
+    """Flags with their values, each under the name of its key, with `STAGE.` before it as it is written."""
     groups: list[tuple[str, list[str]]] = []
     for token in args:
         if token.startswith("--"):
-            groups.append((token[2:].partition("=")[0].replace("-", "_"), [token]))
+            stage, dot, key = token[2:].partition("=")[0].rpartition(".")
+            groups.append((f"{stage}{dot}{key.replace('-', '_')}", [token]))
         elif not groups:
             raise UsageError(f"Unexpected argument {token!r}.")
         else:
@@ -229,40 +280,38 @@ def flag_value(group: list[str]) -> str:
     return values[0]
 
 
-def _override(stages: Sequence[Stage], keys: Mapping[str, set[str]], name: str, group: list[str]) -> None:
-    """Adds a flag to the command line of the stages it is for."""
-    head, dot, key = group[0][2:].partition(".")
-    if dot and "=" not in head:
-        chosen = [stage for stage in stages if stage.name == head]
-        if not chosen:
-            raise UsageError(
-                f"{group[0]!r}: there is no stage {head!r}.{nearest(head, [s.name for s in stages], '--')}"
-            )
-        _check_of_stage(chosen[0], key, "the command line")
-        chosen[0].arguments += [f"--{key}", *group[1:]]
-        return
-    if name == "trainer":
-        raise UsageError("--trainer cannot change a recipe with stages: name the `trainer` in the stage.")
+def _overrides(
+    stages: Sequence[Stage], keys: Mapping[str, set[str]], groups: Sequence[tuple[str, list[str]]]
+) -> dict[str, dict[str, Any]]:
+    """What flags without a stage's name change, by the stages that know them. A stage's own flags go before them."""
     options = {
         stage.name: {
-            option: action
+            option: action.dest
             for option, action in Parser(stage.trainer)._option_string_actions.items()
             if action.dest in keys[stage.name] | stage.stated.keys()
         }
         for stage in stages
     }
-    knowing = [stage for stage in stages if f"--{name}" in options[stage.name]]
-    if not knowing:
-        known = {option.lstrip("-").replace("-", "_") for actions in options.values() for option in actions}
-        raise UsageError(f"Unknown argument '--{name}': no stage knows it.{nearest(name, known, prefix='--')}")
-    for stage in knowing:
-        dest = options[stage.name][f"--{name}"].dest
-        if dest in stage.stated:
-            raise UsageError(
-                f"--{name} would not reach stage {stage.name!r}, which states `{dest}` itself. Give it as "
-                f"--{stage.name}.{dest} to change that stage."
-            )
-        stage.arguments += group
+    flags: dict[str, list[str]] = {stage.name: [] for stage in stages}
+    for name, group in groups:
+        if name == "trainer":
+            raise UsageError("--trainer cannot change a recipe with stages: name the `trainer` in the stage.")
+        knowing = [stage for stage in stages if f"--{name}" in options[stage.name]]
+        if not knowing:
+            known = {option.lstrip("-").replace("-", "_") for names in options.values() for option in names}
+            hint = _of_a_stage(stages, name) or nearest(name, known, prefix="--")
+            raise UsageError(f"Unknown argument '--{name}': no stage knows it.{hint}")
+        for stage in knowing:
+            dest = options[stage.name][f"--{name}"]
+            if dest in stage.given:
+                continue
+            if dest in stage.stated:
+                raise UsageError(
+                    f"--{name} would not reach stage {stage.name!r}, which states `{dest}` itself. Give it as "
+                    f"--{stage.name}.{dest} to change that stage."
+                )
+            flags[stage.name] += group
+    return {stage.name: stated_values(flags[stage.name], trainer=stage.trainer) for stage in stages}
 
 
 @contextmanager
