@@ -4,8 +4,11 @@ import inspect
 import re
 
 import pytest
-from trl import DistillationTrainer, GRPOTrainer, SFTTrainer
+import torch
+from trl import DistillationTrainer, GRPOTrainer, SFTTrainer, TrlParser
 from trl.distributed import DistributedBackend
+from trl.models import unwrap_model_for_generation
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils
 from trl.trainer.grpo_trainer import RewardFunc  # noqa: F401
 
@@ -119,6 +122,13 @@ def test_helpers():
         "seed",
     ]
     assert isinstance(DistributedBackend.is_zero3, property)
+    assert list(inspect.signature(DistributedBackend.summon_full_params).parameters) == ["self", "module", "kwargs"]
+    parameters = inspect.signature(unwrap_model_for_generation).parameters
+    assert {"gather_deepspeed3_params", "gradient_checkpointing_kwargs"} <= parameters.keys()
+    assert list(inspect.signature(disable_gradient_checkpointing).parameters)[0] == "model"
+    assert callable(TrlParser.set_defaults_with_config) and callable(utils.is_async_callable)
+    sampler = utils.RepeatSampler([0, 1], 1, shuffle=True, seed=3)
+    assert (sampler.shuffle, sampler.seed, type(sampler.generator)) == (True, 3, torch.Generator)
     assert list(inspect.signature(utils.start_event_loop_in_daemon).parameters) == ["name"]
     for name in ("create_model_from_path", "use_adapter", "pad", "get_config_model_id", "global_then_local_main_first"):
         assert callable(getattr(utils, name))
