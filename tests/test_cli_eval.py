@@ -200,6 +200,18 @@ def test_finished_evaluations_load_no_model(miniature, capsys, monkeypatch):
         ([*MINIATURE, "--batch_size", "0", "--output_dir", "{tmp}"], 1, "`batch_size` must be at least 1, got 0"),
         ([*MINIATURE, "--chat_template_kwargs", "[1]", "--output_dir", "{tmp}"], 2, "'[1]' is no JSON object"),
         (["eval", "--compare", "{tmp}", "{tmp}"], 1, "it has no summary.json"),
+        (["eval", "--compare", "a", "b", "--confidence", "-0.5"], 1, "`confidence` must be in (0, 1), got -0.5"),
+        (
+            ["eval", "--compare", "a", "b", "--bootstrap_samples", "0"],
+            1,
+            "`bootstrap_samples` must be at least 1, got 0",
+        ),
+        (["eval", "--compare", "a", "b", "--bootstrap_seed", "-1"], 1, "`bootstrap_seed` must not be negative, got -1"),
+        (
+            ["eval", "--compare", "a", "b", "--k", "7", "--dataset", "zzz"],
+            2,
+            "--dataset, --k would do nothing with --compare, which takes --output_dir, --confidence",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path, capsys, arguments, code, said):
@@ -289,6 +301,14 @@ def test_compare_refuses_what_cannot_be_paired(miniature, tmp_path, capsys):
         other = edit(name, "summary.json", f'"{name}": {old}', f'"{name}": {new}')
         _, printed = run(capsys, "eval", "--compare", miniature, other)
         assert f"Not only the models differ: `{name}` is" in printed
+
+
+def test_the_confidence_is_not_rounded(miniature, capsys):
+    _, printed = run(capsys, "eval", "--compare", miniature, miniature, "--confidence", "0.999")
+    assert "with 99.9% intervals" in printed
+    more = ["--max_problems", "64", "--output_dir", miniature]
+    assert "with 99.5% intervals" in run(capsys, *MINIATURE, *more, "--confidence", "0.995")[1]
+    assert "with 95% intervals" in run(capsys, *MINIATURE, *more)[1]
 
 
 def test_compare_does_not_wait_for_torch(miniature):

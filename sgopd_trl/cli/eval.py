@@ -2,11 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.settings import ENGINES
+from . import eval_compare
 from .errors import UsageError, reported
 
 
@@ -65,12 +68,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output_dir", type=Path, help="for the samples and summary.json; with --compare for comparison.json"
     )
-    parser.add_argument("--engine", default="vllm", choices=("vllm", "server", "transformers"), help="default: vllm")
+    parser.add_argument("--engine", default="vllm", choices=ENGINES, help="default: vllm")
     _add_data(parser.add_argument_group("data"))
     _add_sampling(parser.add_argument_group("sampling"))
     _add_judging(parser.add_argument_group("judging"))
     _add_engines(parser.add_argument_group("engines"))
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=partial(run, defaults=vars(parser.parse_args([]))))
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
@@ -150,12 +153,12 @@ def _add_engines(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
     from rich.console import Console
 
     console = Console()
     if args.compare is not None:
-        return _compare(args, console)
+        return eval_compare.run(args, defaults, console)
     with reported("sgopd eval"):
         for name in ("model", "dataset", "output_dir"):
             if getattr(args, name) is None:
@@ -184,28 +187,6 @@ def check(args: argparse.Namespace) -> None:
         if name in _SET_BY_OPTION:
             raise UsageError(f"--vllm_settings holds {name!r}, which --{_SET_BY_OPTION[name]} sets. Use that.")
     _settings(args)
-
-
-def _compare(args: argparse.Namespace, console: "Console") -> int:
-    with reported("sgopd eval"):
-        from ..atomic_file import write_whole
-        from ..evaluation.compare import Run, check_comparable, compare, comparison_tables
-
-        runs = [Run.read(folder) for folder in args.compare]
-        warnings = check_comparable(*runs)
-        comparison = compare(*runs, count=args.bootstrap_samples, confidence=args.confidence, seed=args.bootstrap_seed)
-    for letter, run in zip("AB", runs, strict=True):
-        console.print(f"{letter}: {run.folder} ({run.model})", markup=False, highlight=False, soft_wrap=True)
-    for warning in warnings:
-        console.print(f"Not only the models differ: {warning}.", style="bold red", markup=False, soft_wrap=True)
-    for found in comparison_tables(comparison):
-        console.print(found)
-    if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            args.output_dir / "comparison.json", json.dumps(comparison | {"warnings": warnings}, indent=2) + "\n"
-        )
-    return 0
 
 
 def _evaluate(args: argparse.Namespace, console: "Console") -> int:

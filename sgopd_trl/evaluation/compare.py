@@ -169,7 +169,9 @@ def comparison_tables(comparison: Mapping[str, Any]) -> "list[Table]":
         "solved_by_a_only": "solved by A only",
         "solved_by_b_only": "by B only",
     }
-    figures = Table(title=f"B minus A, percentage points, with {comparison['confidence']:.0%} intervals over problems")
+    figures = Table(
+        title=f"B minus A, percentage points, with {100 * comparison['confidence']:g}% intervals over problems"
+    )
     moved = Table(title="Problems, by their share of correct samples")
     for found, columns in ((figures, names), (moved, counts.values())):
         found.add_column("benchmark", overflow="fold")

@@ -56,7 +56,7 @@ class EvaluationSettings:
     def __post_init__(self):
         if self.engine not in ENGINES:
             raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
-        for name in ("k", "max_new_tokens", "bootstrap_samples"):
+        for name in ("k", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.n is None:
@@ -71,11 +71,9 @@ class EvaluationSettings:
             raise ValueError(f"`temperature` 0 is greedy: {self.n} samples would be the same. Set `k` and `n` to 1.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"`confidence` must be in (0, 1), got {self.confidence}.")
-        for name in ("seed", "bootstrap_seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative, got {self.seed}.")
+        check_bootstrap(self.confidence, self.bootstrap_samples, self.bootstrap_seed)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +85,20 @@ class EvaluationSettings:
     def of_verdicts(self) -> dict[str, Any]:
         """What the verdicts depend on beside the samples."""
         return {k: v for k, v in asdict(self).items() if k in _VERDICTS_ONLY}
+
+
+def check_bootstrap(confidence: float, bootstrap_samples: int, bootstrap_seed: int) -> None:
+    """Refuse settings of the intervals that are out of range.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must be in (0, 1), got {confidence}.")
+    if bootstrap_samples < 1:
+        raise ValueError(f"`bootstrap_samples` must be at least 1, got {bootstrap_samples}.")
+    if bootstrap_seed < 0:
+        raise ValueError(f"`bootstrap_seed` must not be negative, got {bootstrap_seed}.")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:

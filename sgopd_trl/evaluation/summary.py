@@ -93,7 +93,7 @@ def tables(summary: Mapping[str, Any]) -> "list[Table]":
 
     settings = summary["settings"]
     names = [f"avg@{settings['k']}", f"pass@{settings['k']}"]
-    figures = Table(title=f"Percent, with {settings['confidence']:.0%} intervals over problems")
+    figures = Table(title=f"Percent, with {100 * settings['confidence']:g}% intervals over problems")
     counts = Table(title="Samples")
     for found, columns in (
         (figures, (*names, "problems")),
