@@ -55,13 +55,12 @@ def go_on(trainer: Trainer, checkpoint: str) -> None:
 
 
 def _restore_early_stopping(trainer: Trainer, state: TrainerState) -> bool:
-    """Goes on counting evaluations without a better metric. Returns whether they were as many as the patience allows.
-
-    Not by `restore_callback_states_from_checkpoint`, which restores the patience too: it may have been raised since.
-    """
+    """Goes on counting evaluations without a better metric. Returns whether they were as many as the patience allows."""
     saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
     for callback in trainer.callback_handler.callbacks if saved else ():
         if isinstance(callback, EarlyStoppingCallback):
+            # transformers would restore the patience too, which may have been raised since
+            trainer.args.restore_callback_states_from_checkpoint = False
             callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
             return callback.early_stopping_patience_counter >= callback.early_stopping_patience
     return False
