@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from sgopd_trl.cli.launch import (
     split_launch_args,
 )
 from sgopd_trl.cli.resume import find_checkpoint
-from sgopd_trl.cli.train import parse, read_command_line
+from sgopd_trl.cli.train import check, parse, read_command_line
 from sgopd_trl.miniature import make_dataset
 from sgopd_trl.rewards import exact_answer_reward
 from sgopd_trl.verifiers import load_verifier
@@ -412,6 +413,34 @@ def test_script_arguments_do_not_shadow_the_trainers(trainer):
 def test_keys_are_those_of_the_trainer(trainer, settings, message, recipe, capsys):
     error, code = refused(capsys, "train", "--config", recipe(trainer=trainer, **settings))
     assert message in error and code == 2 and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("trainer", ["sgopd", "gkd", "grpo"])
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (None, "no loss: .* got 'loss', to avg@4 or pass@4"),
+        ("eval_loss", "got 'eval_loss', to avg@4 or pass@4"),
+        ("avg8", "`metric_for_best_model` is avg8, but with 4 samples a problem .* are avg@4 and pass@4"),
+        ("eval_pass@8", "is pass@8, but with 4 samples"),
+        ("avg@4", None),
+        ("eval_pass@4", None),
+        ("completions/mean_length", None),
+    ],
+)
+@pytest.mark.parametrize("stops", [{}, {"early_stopping_patience": 2}])
+def test_the_metric_of_the_best_model(stops, metric, message, trainer, tmp_path):
+    evaluates = {"eval_strategy": "steps", "eval_steps": 50, "save_steps": 50, "num_generations_eval": 4}
+    settings = NEEDED | stops | evaluates | {"load_best_model_at_end": True, "trainer": trainer, "bf16": False}
+    if metric is not None:
+        settings["metric_for_best_model"] = metric
+    if trainer == "grpo":
+        del settings["teacher_model_name_or_path"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    if stops and message and "loss" in message:
+        message = "= 2 needs `metric_for_best_model`, got '(eval_)?loss': set for example avg@8"
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check(["--config", str(tmp_path / "recipe.yaml")])
 
 
 def test_sft_needs_a_bank_and_neither_teacher_nor_data(tmp_path, capsys):

@@ -229,6 +229,7 @@ def build_trainer(
     )
     if script_args.early_stopping_patience is not None:
         parts.callbacks.append(EarlyStoppingCallback(script_args.early_stopping_patience))
+        training_args.restore_callback_states_from_checkpoint = True  # a resumed run goes on counting
     if script_args.trainer == "sgopd":
         return build_sgopd(training_args, parts)
     return importlib.import_module(f"sgopd_trl.baselines.{script_args.trainer}").build(
@@ -270,31 +271,33 @@ def check_evaluation(script_args: SGOPDScriptArguments, args: TrainingArguments)
     Raises:
         ValueError: naming the setting that is missing, or the metric there is.
     """
-    if args.eval_strategy != "no":
-        for name in ("dataset_name", "reward_funcs"):
-            if not getattr(script_args, name):
-                raise ValueError(f"`eval_strategy: {args.eval_strategy}` solves held-out problems: set `{name}` too.")
-        k, wanted = held_out_samples(args), str(args.metric_for_best_model or "").removeprefix("eval_")
-        if re.fullmatch(r"(avg|pass)@\d+", wanted) and not wanted.endswith(f"@{k}"):
-            raise ValueError(
-                f"`metric_for_best_model` is {wanted}, but with {k} samples a problem (`num_generations_eval`) the metrics "
-                f"are avg@{k} and pass@{k}."
-            )
+    evaluates, wanted = args.eval_strategy != "no", (args.metric_for_best_model or "").removeprefix("eval_")
+    measures = wanted not in ("", "loss")
     for name, ok, do in (
-        ("eval_strategy", args.eval_strategy != "no", "`eval_strategy: steps`, with `eval_steps`"),
+        ("eval_strategy", evaluates, "`eval_strategy: steps`, with `eval_steps`"),
         ("load_best_model_at_end", args.load_best_model_at_end, "`load_best_model_at_end: true`"),
-        ("metric_for_best_model", args.metric_for_best_model not in (None, "loss"), "for example avg@8"),
+        ("metric_for_best_model", measures, "for example avg@8"),
     ):
         if script_args.early_stopping_patience is not None and not ok:
             raise ValueError(
                 f"`early_stopping_patience` = {script_args.early_stopping_patience} needs `{name}`, got "
                 f"{getattr(args, name)!r}: set {do}."
             )
-    needed = args.load_best_model_at_end or args.metric_for_best_model is not None
-    if args.eval_strategy != "no" and needed and script_args.trainer in ("sft", "gkd") and wanted in ("", "loss"):
+    if not evaluates:
+        return
+    for name in ("dataset_name", "reward_funcs"):
+        if not getattr(script_args, name):
+            raise ValueError(f"`eval_strategy: {args.eval_strategy}` solves held-out problems: set `{name}` too.")
+    k = held_out_samples(args)
+    if not measures and (args.load_best_model_at_end or args.metric_for_best_model is not None):
         raise ValueError(
-            f"`trainer: {script_args.trainer}` evaluates on held-out problems, which gives no loss: with "
-            f"`load_best_model_at_end` set `metric_for_best_model`, got {args.metric_for_best_model!r}, to avg@{k} or pass@{k}."
+            "Evaluation measures solved held-out problems, no loss: with `load_best_model_at_end` set "
+            f"`metric_for_best_model`, got {args.metric_for_best_model!r}, to avg@{k} or pass@{k}."
+        )
+    if re.match("avg|pass", wanted) and wanted not in (f"avg@{k}", f"pass@{k}"):
+        raise ValueError(
+            f"`metric_for_best_model` is {wanted}, but with {k} samples a problem (`num_generations_eval`) the metrics "
+            f"are avg@{k} and pass@{k}."
         )
 
 
