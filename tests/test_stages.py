@@ -110,6 +110,21 @@ def test_stages_share_a_bank_that_is_their_own():
         assert [recipe["teacher_bank"] for recipe in named.values()] == ["b"] * 3
 
 
+def test_a_bank_of_all_prompts_is_the_same_for_whatever_is_trained_on_it():
+    stages = [ROLLOUTS | {"prompts": "all"}, SFT]
+
+    def bank(*args: str) -> str:
+        return stages_of(*args, stages=stages)["sft"]["teacher_bank"]
+
+    training = "--learning_rate 2e-3 --eval_strategy steps --num_generations 2 --use_peft --rollouts.max_steps 9 --rollouts.batch_size 4 --teacher_server_concurrency 9"
+    assert bank() == bank(*training.split())
+    for other in (
+        *("--seed 1", "--max_train_samples 8", "--max_completion_length 16", "--teacher_temperature 0.7"),
+        *("--teacher_model_name_or_path miniature:nine", "--reward_funcs numeric", "--system_prompt Think."),
+    ):
+        assert bank() != bank(*other.split())
+
+
 def test_options_of_teacher_rollouts():
     (stage, *_), _ = read_stages(COMMON | {"stages": [ROLLOUTS | {"prompts": "all", "batch_size": 8}, SFT]}, "r.yaml")
     assert (

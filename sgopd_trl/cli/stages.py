@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..gate_config import GateConfig
 from ..rollout_bank import identity_hash
 from ..vocabulary_config import VocabularyConfig
-from .arguments import TRAINERS, Parser, nearest, stated_values, trainer_name
+from .arguments import TRAINERS, Parser, SGOPDScriptArguments, nearest, stated_values, trainer_name
 from .errors import UsageError
 from .launch import launch_flags
 
@@ -43,6 +43,17 @@ COMMANDS = ("train", "teacher-rollouts")
 _OWN = {"train": (), "teacher-rollouts": ("prompts", "batch_size")}  # options that are not training arguments
 # What the student's loss depends on, and the teacher's rollouts do not
 _OF_THE_LOSS = {field.name for config in (GateConfig, VocabularyConfig) for field in dataclasses.fields(config)}
+# What the rollouts of all prompts depend on: data and verifier, teacher and sampling; the tokenizer is the student's. Not how
+# a server is reached: the bank itself knows whose rollouts it holds
+_OF_ALL_ROLLOUTS = {field.name for field in dataclasses.fields(SGOPDScriptArguments)} - {
+    *("trainer", "teacher_rollouts", "early_stopping_patience", "dataset_test_split")
+} | {
+    *("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs", "teacher_server_model"),
+    *("teachers", "teacher_rollouts_per_prompt", "teacher_temperature", "teacher_top_p", "teacher_top_k"),
+    *("teacher_max_completion_length", "max_completion_length", "max_prompt_length", "chat_template_kwargs", "seed"),
+    *("answer_column", "correct_reward_threshold", "zero_truncated_reward", "reward_weights"),
+    *("model_name_or_path", "model_revision", "trust_remote_code"),
+}
 # Of the run as a whole, where no stage states them: stages are given theirs
 _RUN = ("output_dir", "model_name_or_path", "resume_from_checkpoint", "teacher_bank")
 _RESULT = ("push_to_hub",)  # of the last stage, unless another states it
@@ -150,11 +161,18 @@ def _share_bank(stages: Sequence[Stage], output_dir: Path, keys: Mapping[str, se
     filling = [stage for stage in stages if stage.command == "teacher-rollouts"]
     if not filling or any("teacher_bank" in stage.recipe for stage in stages):
         return
-    about = [[stage.recipe, stage.options] for stage in filling]
+    about = [_rollouts_of(stage) for stage in filling]
     bank = output_dir / f"_teacher_rollouts-{identity_hash({'stages': about})}"
     for stage in stages:
         if "teacher_bank" in keys[stage.name]:
             stage.recipe["teacher_bank"] = str(bank)
+
+
+def _rollouts_of(stage: Stage) -> dict[str, Any]:
+    """What the rollouts of a stage depend on: those of a run's prompts on its batches and steps too."""
+    if stage.stated.get("prompts") != "all":
+        return {"recipe": stage.recipe, "options": stage.options}
+    return {key: value for key, value in stage.recipe.items() if key in _OF_ALL_ROLLOUTS}
 
 
 def check_stage(stage: Stage, source: str, launch: Sequence[str] = ()) -> None:
