@@ -75,21 +75,21 @@ class VLLMEngine:
             )
         try:
             while waiting:
-                finished = [
-                    (waiting.pop(output.request_id), _sample(output.outputs[0]))
-                    for output in engine.step()
-                    if output.finished
-                ]
+                finished, strange = [], []
+                for output in engine.step():
+                    if not output.finished:
+                        continue
+                    request, completion = waiting.pop(output.request_id), output.outputs[0]
+                    if completion.finish_reason in ("stop", "length"):
+                        finished.append((request, Sample(list(completion.token_ids), completion.finish_reason)))
+                    else:
+                        strange.append(completion.finish_reason)
                 if finished:
                     yield finished
+                if strange:
+                    raise EngineError(f"vLLM ended a completion with `finish_reason` {strange[0]!r}.")
         finally:
             engine.abort_request(list(waiting))
 
     def close(self) -> None:
         self._llm = None
-
-
-def _sample(output: Any) -> Sample:
-    if output.finish_reason not in ("stop", "length"):
-        raise EngineError(f"vLLM ended a completion with `finish_reason` {output.finish_reason!r}.")
-    return Sample(list(output.token_ids), output.finish_reason)
