@@ -225,6 +225,15 @@ def test_the_progress_says_what_there_is_before_the_engine_is_opened(tmp_path):
 
     with pytest.raises(OSError, match="no engine"):
         run.run(fails, progress)
+    assert (progress.done, progress.total) == (4, 6) and not run.sampling
+    run.files["miniature"].forget_verdicts()
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    run.judge, progress = interrupted, Silent()
+    with pytest.raises(KeyboardInterrupt):  # while samples without a verdict are judged
+        run.run(fails, progress)
     output.close()
     assert (progress.done, progress.total) == (4, 6)
 
@@ -341,12 +350,19 @@ def test_differences():
     )
 
 
-def test_the_papers_benchmarks():
+def test_the_papers_benchmarks(tmp_path, monkeypatch):
     found = find_benchmarks(list(BENCHMARKS))
     assert [benchmark.name for benchmark in found] == ["aime24", "aime25", "hmmt25_feb", "hmmt25_nov"]
     assert all("/" in benchmark.source for benchmark in found)
     assert find_benchmarks(["aime24"], split="other", prompt_column=None)[0].split == "other"
     assert find_benchmarks(["/data/aime24.jsonl", "org/hmmt.2025"])[1].name == "hmmt.2025"
+    (tmp_path / "set" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set" / "inner")
+    assert [b.name for b in find_benchmarks([".", "..", str(tmp_path / "link")])] == ["inner", "set", "link"]
+    for source in ("/", "", "org/..", "..jsonl"):
+        with pytest.raises(ValueError, match="has no name for its results"):
+            find_benchmarks([source])
     with pytest.raises(ValueError, match="names aime24 twice"):
         find_benchmarks(["aime24", "/data/aime24.jsonl"])
 

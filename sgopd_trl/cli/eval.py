@@ -202,13 +202,17 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> int:
                 with SampleProgress() as progress, reported("sgopd eval", EngineError):
                     evaluation.run(partial(_open_engine, args, evaluation, tokenizer), progress)
             except BaseException as error:
-                console.print(
-                    f"\n{progress.done} of {evaluation.total} samples are kept in {args.output_dir}; the same command goes on "
-                    "from there.",
-                    markup=False,
-                    soft_wrap=True,
-                )
-                if isinstance(error, KeyboardInterrupt):
+                interrupted = isinstance(error, KeyboardInterrupt)
+                if (
+                    interrupted or evaluation.sampling
+                ):  # after a mistake in the options the same command would not go on
+                    console.print(
+                        f"\n{progress.done} of {evaluation.total} samples are kept in {args.output_dir}; the same command "
+                        "goes on from there.",
+                        markup=False,
+                        soft_wrap=True,
+                    )
+                if interrupted:
                     return 130
                 raise
             summary = summarize(

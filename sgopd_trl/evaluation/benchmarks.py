@@ -2,6 +2,7 @@ r"""The benchmarks by name, and any dataset's problems as an evaluation asks the
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,10 @@ class Benchmark:
         answer_column: with the gold answer; default: `solution` beside a `prompt`, else the first there is of `ANSWERS`.
         prompt_template: `str.format` template over the columns; default: the question and `INSTRUCTION`.
         box_answer: write golds as `\\boxed{...}`.
-        name: in the results; default: the last part of `source`.
+        name: in the results, and of their folder; default: the last part of `source`.
+
+    Raises:
+        ValueError: when `source` has no such part.
     """
 
     source: str
@@ -51,7 +55,13 @@ class Benchmark:
 
     def __post_init__(self):
         if not self.name:
-            object.__setattr__(self, "name", Path(self.source).stem if self._is_file else Path(self.source).name)
+            # Absolute, so that `.` and `..` have a name; a link keeps its own
+            path = Path(os.path.abspath(self.source)) if os.path.isdir(self.source) else Path(self.source)
+            object.__setattr__(self, "name", path.stem if self._is_file else path.name)
+        if self.name in ("", ".", ".."):
+            raise ValueError(
+                f"`dataset` {self.source!r} has no name for its results. Name a file, a folder or a Hub id."
+            )
 
     @property
     def _is_file(self) -> bool:

@@ -37,6 +37,9 @@ class Evaluation:
         chat_template_kwargs of the settings go to its template.
         folder: of the output. rejudge: make the verdicts anew.
 
+    Attributes:
+        sampling: whether the engine has been asked, so that no option has stood in the way.
+
     Raises:
         ValueError: when the folder holds samples or verdicts of other settings or problems, or a gold is malformed.
     """
@@ -54,6 +57,7 @@ class Evaluation:
         self.tokenizer = tokenizer
         self.judge = judge
         self.folder = folder
+        self.sampling = False
         self.rows: dict[str, list[Line]] = {each.name: each.rows.to_list() for each in problems}
         self.files: dict[str, BenchmarkFiles] = {each.name: folder[each.name] for each in problems}
         self.prompt_ids = {
@@ -91,16 +95,14 @@ class Evaluation:
         """Samples that are asked for in all."""
         return self.settings.n * sum(map(len, self.rows.values()))
 
-    def judge_leftovers(self) -> list[Request]:
-        """Judges the samples that have no verdict yet, and returns the requests for those that are missing."""
-        missing = []
+    def _count(self) -> tuple[list[Request], dict[str, list[Line]]]:
+        """The requests for the samples that are missing, and each benchmark's samples without a verdict."""
+        missing, unjudged = [], {}
         for name, files in self.files.items():
-            keys, unjudged = files.sampled(besides=files.judged().keys())
-            unjudged = [line for line in unjudged if line["problem"] < len(self.rows[name])]
-            for start in range(0, len(unjudged), _JUDGED_TOGETHER):
-                self._judge(name, unjudged[start : start + _JUDGED_TOGETHER])
+            keys, others = files.sampled(besides=files.judged().keys())
+            unjudged[name] = [line for line in others if line["problem"] < len(self.rows[name])]
             missing += [self._request(name, *key) for key in self._wanted(name) if key not in keys]
-        return missing
+        return missing, unjudged
 
     def run(self, open_engine: Callable[[], Engine], progress: Progress) -> None:
         """Asks for what is missing. The engine is opened only where something is.
@@ -109,8 +111,11 @@ class Evaluation:
             EngineError: when the engine cannot answer. What has finished is kept.
             ValueError: when it serves another model than the one that the folder's samples come from.
         """
-        missing = self.judge_leftovers()
+        missing, unjudged = self._count()
         progress.start(self.total - len(missing), self.total)
+        for name, lines in unjudged.items():
+            for start in range(0, len(lines), _JUDGED_TOGETHER):
+                self._judge(name, lines[start : start + _JUDGED_TOGETHER])
         if not missing:
             return
         settings = SamplingSettings(
@@ -122,6 +127,7 @@ class Evaluation:
         with closing(open_engine()) as engine:
             if engine.served is not None:
                 self.folder.check_served(engine.served)
+            self.sampling = True
             self._keep(engine.generate(missing, settings), progress)
 
     def _keep(self, batches: Generator[Finished, None, None], progress: Progress) -> None:
