@@ -295,6 +295,7 @@ def test_command_lines_refused(args, message, recipe, capsys, tmp_path):
     own = GATE | ({"model_name_or_path": "miniature:clean"} if args[0] == "--model_name_or_path" else {})
     error, code = refused(capsys, "train", "--config", recipe(stages=[ROLLOUTS, SFT, own]), *args)
     assert message in error and code == 2 and not (tmp_path / "out").exists()
+    assert "usage:" not in error and "Did you mean '--config'" not in error
 
 
 def test_a_launcher_around_stages_is_refused(recipe, capsys, monkeypatch):
