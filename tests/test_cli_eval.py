@@ -190,6 +190,22 @@ def test_finished_evaluations_load_no_model(miniature, capsys, monkeypatch):
             2,
             "--vllm_settings holds 'dtype', which --dtype sets",
         ),
+        (
+            [*MINIATURE, "--max_new_tokens", "512", "--output_dir", "{tmp}"],
+            1,
+            "has positions for 512 tokens (`max_position_embeddings`), but the longest prompt (24) and `max_new_tokens` (512)",
+        ),
+        (
+            [*MINIATURE, "--dataset_config", "x", "--output_dir", "{tmp}"],
+            1,
+            "`dataset_config` 'x' would do nothing with miniature",
+        ),
+        (
+            [*MINIATURE, "--chat_template_kwargs", '{{"tokenize": false}}', "--output_dir", "{tmp}"],
+            1,
+            "`chat_template_kwargs` holds 'tokenize', which the evaluation sets itself",
+        ),
+        ([*MINIATURE, "--temperature", "nan", "--output_dir", "{tmp}"], 1, "`temperature` must be finite"),
         ([*MINIATURE, "--verifier", "mth", "--output_dir", "{tmp}"], 1, "Did you mean 'math'?"),
         ([*MINIATURE, "--dataset", "no.jsonl", "--output_dir", "{tmp}"], 1, "no.jsonl does not exist"),
         (
@@ -295,6 +311,11 @@ def test_compare_refuses_what_cannot_be_paired(miniature, tmp_path, capsys):
     _, printed = run(capsys, "eval", "--compare", miniature, warmer)
     assert "Not only the models differ: `temperature` is 1.0 in A and 0.6 in B." in printed
     for name, old, new in (
+        ("top_p", "1.0", "0.95"),
+        ("max_new_tokens", "32", "64"),
+        ("verifier", '"exact_answer_reward"', '"exact"'),
+        ("verifier_settings", "{}", '{"workers": 2}'),
+        ("system_prompt", "null", '"Think."'),
         ("chat_template_kwargs", "{}", '{"enable_thinking": false}'),
         ("engine", '"transformers"', '"vllm"'),
         ("dtype", "null", '"float32"'),

@@ -1,5 +1,7 @@
 """The engines of `sgopd eval` in their corners: a vLLM that aborts, embeddings larger than the tokenizer."""
 
+import json
+import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -67,6 +69,27 @@ def test_what_has_finished_beside_an_aborted_completion_is_kept(vllm):
     with pytest.raises(EngineError, match="`finish_reason` 'abort'"):
         next(batches)
     assert fake.aborted == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "default"}, 512),
+        ({"rope_type": "linear", "factor": 4.0}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}, 512),
+    ],
+)
+def test_the_model_must_have_a_position_for_every_token(rope, limit, tmp_path):
+    folder = shutil.copytree(resolve("miniature:guess"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": {"rope_theta": 1000.0} | rope}))
+    tokenizer = make_tokenizer()
+    TransformersEngine.load(str(folder), tokenizer, longest_prompt=12, max_new_tokens=limit - 12)
+    with pytest.raises(
+        ValueError, match=rf"positions for {limit} tokens.*prompt \(12\).*need {limit + 1}. Lower --max"
+    ):
+        TransformersEngine.load(str(folder), tokenizer, longest_prompt=12, max_new_tokens=limit - 11)
 
 
 def test_ids_that_the_tokenizer_does_not_know_are_never_drawn():

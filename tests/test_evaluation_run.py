@@ -1,16 +1,18 @@
 """What an evaluation asks, keeps, judges and goes on from, with an engine that answers at once."""
 
+import inspect
 import json
 
 import pytest
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from sgopd_trl.evaluation.benchmarks import BENCHMARKS, INSTRUCTION, Benchmark, Problems, find_benchmarks, load_problems
 from sgopd_trl.evaluation.engines import Sample
 from sgopd_trl.evaluation.judge import Judge
 from sgopd_trl.evaluation.runner import Evaluation
 from sgopd_trl.evaluation.settings import EvaluationSettings, differences
-from sgopd_trl.evaluation.store import JsonLines, OutputFolder
+from sgopd_trl.evaluation.store import BenchmarkFiles, JsonLines, OutputFolder
 from sgopd_trl.evaluation.summary import judge_failures, summarize
 from sgopd_trl.miniature import make_dataset, make_tokenizer
 from sgopd_trl.rewards import exact_answer_reward
@@ -123,6 +125,21 @@ def test_samples_that_were_kept_but_not_judged_are_judged_without_being_asked_ag
     path.write_text("".join(lines[:3]) + lines[3][:20])  # the kill came in the middle of the fourth
     assert evaluate(tmp_path, None)[0] == whole
     assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
+
+
+def test_of_two_lines_for_one_sample_the_first_counts(tmp_path):
+    """As two processes leave them on a file system without locks."""
+    whole, _ = evaluate(tmp_path, Engine(answer="39"))
+    files = BenchmarkFiles(tmp_path / "miniature")
+    other = list(files.samples)[0] | {"completion": "\\boxed{11}", "tokens": 9}
+    files.samples.append([other])
+    files.forget_verdicts()
+    keys, unjudged = files.sampled(besides=set())
+    assert len(keys) == len(unjudged) == 6 and other not in unjudged
+    assert evaluate(tmp_path, None)[0] == whole
+    assert len(list(files.verdicts)) == 6
+    files.verdicts.append([list(files.verdicts)[0] | {"verdict": "error"}])
+    assert evaluate(tmp_path, None)[0] == whole
 
 
 def test_a_sample_cut_off_by_a_kill_is_asked_again(tmp_path):
@@ -329,7 +346,9 @@ def test_the_defaults_are_the_papers():
     [
         ({"k": 0}, "`k` must be at least 1, got 0"),
         ({"k": 4, "n": 3}, "`n` must be at least `k`.*got 3 < 4"),
-        ({"temperature": -1.0}, "`temperature` must not be negative, got -1.0"),
+        ({"temperature": -1.0}, "`temperature` must be finite and not negative, got -1.0"),
+        ({"temperature": float("inf")}, "`temperature` must be finite and not negative, got inf"),
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "holds 'add_generation_prompt', which"),
         ({"temperature": 0.0}, "2 samples would be the same"),
         ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\], got 0.0"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, got 0"),
@@ -342,6 +361,20 @@ def test_settings_out_of_range(override, said):
     with pytest.raises(ValueError, match=said):
         settings(**override)
     assert settings(temperature=0.0, k=1).n == 1
+
+
+def test_only_what_reaches_the_template_may_be_set():
+    parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
+    for name in parameters - {"self", "tools", "documents", "kwargs"}:
+        with pytest.raises(ValueError, match=f"holds '{name}', which the evaluation sets itself"):
+            settings(chat_template_kwargs={name: None})
+    settings(chat_template_kwargs={"enable_thinking": False, "documents": []})
+
+
+def test_settings_of_a_template_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(TOKENIZER, "chat_template", None)
+    with pytest.raises(ValueError, match="the tokenizer of miniature:guess has no chat template"):
+        evaluate(tmp_path, Engine(), chat_template_kwargs={"enable_thinking": False})
 
 
 def test_differences():
@@ -363,6 +396,11 @@ def test_the_papers_benchmarks(tmp_path, monkeypatch):
     for source in ("/", "", "org/..", "..jsonl"):
         with pytest.raises(ValueError, match="has no name for its results"):
             find_benchmarks([source])
+    Dataset.from_list([{"problem": "1?", "answer": "1"}]).save_to_disk(tmp_path / "saved")
+    for source in ("miniature-hard", "/data/aime24.jsonl", str(tmp_path / "saved")):
+        with pytest.raises(ValueError, match=f"`dataset_config` 'x' would do nothing with {source}"):
+            find_benchmarks([source], config="x")
+    assert [b.config for b in find_benchmarks(["aime24", "org/set", "."], config="x")] == ["x"] * 3
     with pytest.raises(ValueError, match="names aime24 twice"):
         find_benchmarks(["aime24", "/data/aime24.jsonl"])
 

@@ -294,10 +294,11 @@ def _open_engine(args: argparse.Namespace, evaluation: "Evaluation", tokenizer: 
     loading = {name: getattr(args, name) for name in ("revision", "dtype", "trust_remote_code")}
     given = {name: getattr(args, name) for name in _ONLY_OF}
     own = {name: _ONLY_OF[name][1] if value is None else value for name, value in given.items()}
+    lengths = {"longest_prompt": evaluation.longest_prompt, "max_new_tokens": args.max_new_tokens}
     if args.engine == "transformers":
         from ..evaluation.engines.in_process import TransformersEngine
 
-        return TransformersEngine.load(model, tokenizer, batch_size=own["batch_size"], **loading)
+        return TransformersEngine.load(model, tokenizer, batch_size=own["batch_size"], **lengths, **loading)
     needed = evaluation.longest_prompt + args.max_new_tokens
     if args.engine == "server":
         from ..evaluation.engines.server import ServerEngine
@@ -305,8 +306,7 @@ def _open_engine(args: argparse.Namespace, evaluation: "Evaluation", tokenizer: 
         return ServerEngine(
             args.server_url,
             tokenizer,
-            longest_prompt=evaluation.longest_prompt,
-            max_new_tokens=args.max_new_tokens,
+            **lengths,
             model=args.server_model,
             **{name: own[name] for name in ("concurrency", "request_timeout", "retry_timeout")},
         )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..miniature.task import TASKS
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,6 +66,12 @@ class Benchmark:
             )
 
     @property
+    def has_configs(self) -> bool:
+        """Whether there may be several configurations: on the Hub, and in a folder as the Hub has them."""
+        saved = any((Path(self.source) / name).is_file() for name in ("dataset_dict.json", "state.json"))
+        return not (self._is_file or saved or self.source in TASKS)
+
+    @property
     def _is_file(self) -> bool:
         return Path(self.source).suffix in (".jsonl", ".json", ".parquet")
 
@@ -103,10 +111,15 @@ def find_benchmarks(sources: Sequence[str], **settings: Any) -> list[Benchmark]:
             leaves the benchmark's own.
 
     Raises:
-        ValueError: when two have the same name.
+        ValueError: when two have the same name, or `config` is given for what has none.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     found = [replace(BENCHMARKS.get(source, Benchmark(source)), **given) for source in sources]
+    for benchmark in found:
+        if benchmark.config is not None and not benchmark.has_configs:
+            raise ValueError(
+                f"`dataset_config` {benchmark.config!r} would do nothing with {benchmark.source}: it is of a Hub id."
+            )
     names = [benchmark.name for benchmark in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(

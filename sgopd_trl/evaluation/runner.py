@@ -41,7 +41,8 @@ class Evaluation:
         sampling: whether the engine has been asked, so that no option has stood in the way.
 
     Raises:
-        ValueError: when the folder holds samples or verdicts of other settings or problems, or a gold is malformed.
+        ValueError: when the folder holds samples or verdicts of other settings or problems, a gold is malformed, or
+            `chat_template_kwargs` have no template to go to.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class Evaluation:
         folder: OutputFolder,
         rejudge: bool = False,
     ):
+        if settings.chat_template_kwargs and tokenizer.chat_template is None:
+            raise ValueError(
+                f"`chat_template_kwargs` is {settings.chat_template_kwargs}, but the tokenizer of {settings.model} has no chat "
+                "template. Leave it out."
+            )
         self.settings = settings
         self.tokenizer = tokenizer
         self.judge = judge

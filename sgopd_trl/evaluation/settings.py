@@ -1,5 +1,6 @@
 """What an evaluation's samples and verdicts depend on, and what its figures do."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +10,11 @@ ENGINES = ("vllm", "server", "transformers")
 # May differ when an evaluation goes on: no sample depends on them
 _FIGURES_ONLY = ("k", "n", "confidence", "bootstrap_samples", "bootstrap_seed")
 _VERDICTS_ONLY = ("verifier", "verifier_settings")
+# Arguments of `apply_chat_template` that never reach the template
+_NOT_FOR_TEMPLATES = (
+    *("conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding"),
+    *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,19 @@ class EvaluationSettings:
             raise ValueError(
                 f"`n` must be at least `k` (pass@k needs k samples of each problem), got {self.n} < {self.k}."
             )
-        if self.temperature < 0:
-            raise ValueError(f"`temperature` must not be negative, got {self.temperature}.")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"`temperature` must be finite and not negative, got {self.temperature}.")
         if self.temperature == 0 and self.n > 1:
             raise ValueError(f"`temperature` 0 is greedy: {self.n} samples would be the same. Set `k` and `n` to 1.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
         if self.seed < 0:
             raise ValueError(f"`seed` must not be negative, got {self.seed}.")
+        if taken := [name for name in self.chat_template_kwargs if name in _NOT_FOR_TEMPLATES]:
+            raise ValueError(
+                f"`chat_template_kwargs` holds {', '.join(map(repr, taken))}, which the evaluation sets itself. Leave it out: "
+                "these are for the template, as `enable_thinking` is."
+            )
         check_bootstrap(self.confidence, self.bootstrap_samples, self.bootstrap_seed)
 
     def as_dict(self) -> dict[str, Any]:

@@ -3,7 +3,14 @@
 from collections.abc import Generator, Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ...frozen import eos_token_ids
 from ...seeded_sampling import sampling_processors
@@ -41,11 +48,27 @@ class TransformersEngine:
         tokenizer: PreTrainedTokenizerBase,
         *,
         revision: str | None = None,
+        longest_prompt: int,
+        max_new_tokens: int,
         dtype: str | None = None,
         trust_remote_code: bool = False,
         batch_size: int = 256,
     ) -> "TransformersEngine":
-        """Loads the model onto the GPU where there is one."""
+        """Loads the model onto the GPU where there is one.
+
+        Args:
+            longest_prompt, max_new_tokens: tokens, for which the model must have positions.
+
+        Raises:
+            ValueError: when it has not. OSError: when it cannot be had.
+        """
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        limit, needed = _positions(config), longest_prompt + max_new_tokens
+        if limit is not None and needed > limit:
+            raise ValueError(
+                f"{model} has positions for {limit} tokens (`max_position_embeddings`), but the longest prompt "
+                f"({longest_prompt}) and `max_new_tokens` ({max_new_tokens}) need {needed}. Lower --max_new_tokens."
+            )
         loaded = AutoModelForCausalLM.from_pretrained(
             model, revision=revision, dtype=dtype or "auto", trust_remote_code=trust_remote_code
         )
@@ -96,3 +119,13 @@ class TransformersEngine:
 
     def close(self) -> None:
         self.model = None
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model has positions for, rope scaling included; `None` where its config does not say."""
+    config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if limit is None or "factor" not in rope:
+        return limit
+    return max(limit, int((rope.get("original_max_position_embeddings") or limit) * rope["factor"]))
