@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers import TrainerState
+from trl import GRPOConfig
 
 
 PAPER = {
@@ -60,10 +61,11 @@ def add_method_section(path: str | Path, args: "SGOPDConfig", state: TrainerStat
 
 
 def _section(args: Any, state: TrainerState) -> str:
-    from .config import SGOPDConfig, TeacherConfig  # the trainer imports this module
+    from .config import SGOPDConfig  # the trainer imports this module
 
     # Loading arguments may hold a token, and addresses are nobody else's business
-    names = [*TeacherConfig.__annotations__, *SGOPDConfig.__annotations__]
+    ours = [cls for cls in SGOPDConfig.__mro__ if not issubclass(GRPOConfig, cls)]
+    names = [name for cls in ours for name in cls.__annotations__]
     values = {name: getattr(args, name) for name in names if not name.endswith(("_init_kwargs", "_server_url"))}
     values["teachers"] = args.teachers and [
         (name, settings.get("model_name_or_path")) for name, settings in args.teachers.items()

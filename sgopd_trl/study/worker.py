@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import psutil
 
 from ..atomic_file import write_whole
+from ..checkpoints import last_checkpoint
 from . import evaluation
 from .plan import EVALUATION_DIR, LOG, SUMMARY, TRAIN_DIR, TRAINED, Task, write_recipe
 
@@ -93,12 +94,11 @@ def _free_memory() -> None:
 
 
 def _checkpoint(train_dir: Path) -> str | None:
-    """What a training goes on from: its last whole checkpoint, since one that was being written may have a higher number;
-    "true" where the recipe has stages, which look for their own. None where it starts again."""
+    """What a training goes on from: its last whole checkpoint; "true" where the recipe has stages, which look for their own.
+    None where it starts again."""
     if (train_dir / "_stages").is_dir():
         return "true"
-    whole = [path.parent for path in train_dir.glob("checkpoint-*/trainer_state.json")]  # this file is written last
-    last = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    last = last_checkpoint(train_dir)
     return None if last is None else str(last)
 
 
