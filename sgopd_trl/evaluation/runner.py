@@ -10,6 +10,7 @@ from ..teachers.protocol import SamplingSettings
 from .benchmarks import Problems
 from .engines import Engine, Finished, Request, Sample
 from .judge import Judge
+from .prompts import encode
 from .settings import EvaluationSettings
 from .store import BenchmarkFiles, Key, Line, OutputFolder
 
@@ -67,7 +68,8 @@ class Evaluation:
         self.rows: dict[str, list[Line]] = {each.name: each.rows.to_list() for each in problems}
         self.files: dict[str, BenchmarkFiles] = {each.name: folder[each.name] for each in problems}
         self.prompt_ids = {
-            each.name: [self._encode(row["prompt"]) for row in self.rows[each.name]] for each in problems
+            each.name: [encode(tokenizer, row["prompt"], settings.chat_template_kwargs) for row in self.rows[each.name]]
+            for each in problems
         }
         for name, rows in self.rows.items():
             judge.check(name, rows)
@@ -162,13 +164,6 @@ class Evaluation:
                 [judged[place, sample] for sample in range(self.settings.n)] for place in range(len(self.rows[name]))
             ]
         return found
-
-    def _encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
-        return self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, return_dict=True, **self.settings.chat_template_kwargs
-        )["input_ids"]
 
     def _wanted(self, name: str) -> list[Key]:
         return [(problem, sample) for problem in range(len(self.rows[name])) for sample in range(self.settings.n)]
