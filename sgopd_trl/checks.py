@@ -81,7 +81,7 @@ def check_tokenizers(
         return
     tokens = sorted(
         (token for token in student_vocab.keys() | teacher_vocab.keys()),
-        key=lambda token: min(student_vocab.get(token, 10**9), teacher_vocab.get(token, 10**9)),
+        key=lambda token: (min(student_vocab.get(token, 10**9), teacher_vocab.get(token, 10**9)), token),
     )
     different = [token for token in tokens if student_vocab.get(token) != teacher_vocab.get(token)]
     shown = ", ".join(
