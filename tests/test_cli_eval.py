@@ -548,13 +548,17 @@ def test_what_a_server_may_refuse(model_dir, files, tmp_path, capsys):
     server = Student(model_dir, files, max_model_len=1000)
     try:
         for more, said in (
-            ([], "context has 1000 tokens, but the longest prompt"),
+            ([], "The model's server {url}: its context has 1000 tokens, but the longest prompt"),
             (["--server_model", "qwen"], "'qwen' is not served: it serves 'teacher'"),
         ):
             with pytest.raises(SystemExit):
                 main(command(model_dir, files, server, tmp_path, *more))
             printed = capsys.readouterr()
-            assert said in printed.err and "--max_new_tokens" in printed.err or "is not served" in printed.err
+            assert (
+                said.format(url=server.url) in printed.err
+                and "--max_new_tokens" in printed.err
+                or "is not served" in printed.err
+            )
             # The same command would be refused again
             assert "teacher_" not in printed.err and "the same command goes on" not in printed.out
     finally:
@@ -562,7 +566,7 @@ def test_what_a_server_may_refuse(model_dir, files, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(command(model_dir, files, server, tmp_path))
     printed = capsys.readouterr().err
-    assert "cannot be reached" in printed and "correct --server_url" in printed
+    assert f"The model's server {server.url} cannot be reached" in printed and "correct --server_url" in printed
 
 
 def test_a_server_that_stays_away(model_dir, files, student, tmp_path, capsys):
@@ -570,5 +574,7 @@ def test_a_server_that_stays_away(model_dir, files, student, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(command(model_dir, files, student, tmp_path, "--k", 1, "--retry_timeout", 1))
     printed = capsys.readouterr()
-    assert re.search(r"has not answered for \d+ s \(--retry_timeout is 1 s\).*HTTP 500: overloaded", printed.err)
+    assert re.search(
+        r"The model has not answered for \d+ s \(--retry_timeout is 1 s\).*HTTP 500: overloaded", printed.err
+    )
     assert "0 of 120 samples are kept in" in printed.out and "the same command goes on from there" in printed.out

@@ -50,20 +50,21 @@ class Patience:
 
     def before_sleep(self, state: RetryCallState) -> None:
         if not self._another_is_there(state):
+            waited = self.timeout - self._left(state)
             self.pool.report(
-                f"The teacher does not answer ({_error(state)}), for {self.timeout - self._left(state):.0f} s now. It is "
-                f"asked again until {self.timeout:.0f} s."
+                f"{self.pool.words.model} does not answer ({_error(state)}), for {waited:.0f} s now. It is asked again until "
+                f"{self.timeout:.0f} s."
             )
 
     def give_up(self, state: RetryCallState) -> None:
         """Raises a TeacherError with the cause of the last attempt."""
-        error = _error(state)
+        error, words = _error(state), self.pool.words
         if self._errors_500 >= _ERRORS_OF_ONE_REQUEST:
             raise TeacherError(
-                f"The teacher answers other requests, but this one {self._errors_500} times with an error ({error})."
+                f"{words.model} answers other requests, but this one {self._errors_500} times with an error ({error})."
             ) from error
         raise TeacherError(
-            f"The teacher has not answered for {self.timeout - self._left(state):.0f} s (`teacher_server_retry_timeout` is "
+            f"{words.model} has not answered for {self.timeout - self._left(state):.0f} s ({words.retry_timeout} is "
             f"{self.timeout:.0f} s). {error}"
         ) from error
 

@@ -25,6 +25,7 @@ from .patience import Patience
 from .protocol import SamplingSettings, TeacherError
 from .server_checks import Lengths, ServedModel, check_servers
 from .server_pool import ServerPool
+from .words import TEACHER, Words
 
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ServerTeacher:
         concurrency: requests at a time. tokens_per_request: of scoring; a longer sequence gets a request of its own.
         request_timeout: seconds to wait for one answer, with the check of the server before it.
         retry_timeout: seconds, from a request's first failure on, to repeat it for.
-        name: of the teacher among several. about: its `identity_entry`, as far as it is known; default: what is served.
+        words: of messages. name: of the teacher among several. about: its `identity_entry`, as far as it is known; default: what is served.
     """
 
     runs_elsewhere = True
@@ -61,6 +62,7 @@ class ServerTeacher:
         tokens_per_request: int = 16384,
         request_timeout: float = 600.0,
         retry_timeout: float = 540.0,
+        words: Words = TEACHER,
         name: str = "teacher",
         about: dict[str, str | None] | None = None,
     ):
@@ -70,7 +72,7 @@ class ServerTeacher:
         self.request_timeout, self.retry_timeout = request_timeout, retry_timeout
         self.name = name
         self.about = about
-        self.pool = ServerPool([Endpoint(url, api_key, request_timeout) for url in urls])
+        self.pool = ServerPool([Endpoint(url, api_key, request_timeout) for url in urls], words)
         self.vocab_size: int | None = None
         # A daemon: neither Ctrl-C nor the end of the program waits for a request.
         _, self._loop, ready = start_event_loop_in_daemon("teacher-server")
@@ -105,7 +107,9 @@ class ServerTeacher:
                 normalised log-probabilities.
         """
         lengths = Lengths(longest_prompt, max_completion_length, max_rollout_length)
-        self.pool.served = self._run(check_servers(self.pool.endpoints, self.model, tokenizer, lengths))
+        self.pool.served = self._run(
+            check_servers(self.pool.endpoints, self.model, tokenizer, lengths, self.pool.words)
+        )
         self.model = self.pool.served.id
         self.vocab_size = len(tokenizer)
 
@@ -247,7 +251,7 @@ class ServerTeacher:
             self.pool.failed(endpoint, error)
             raise Unavailable(f"{endpoint.url}: {error}", error.status, error.retry_after) from error
         except TeacherError as error:
-            raise TeacherError(f"The teacher at {endpoint.url}: {error}.") from error
+            raise TeacherError(f"{self.pool.words.model} at {endpoint.url}: {error}.") from error
         finally:
             endpoint.in_flight -= 1
         self.pool.answered(endpoint)

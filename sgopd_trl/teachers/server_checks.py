@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from .completions import BrokenAnswer, Unavailable, choices, completion_logps, scoring_request
 from .endpoint import Endpoint
 from .protocol import TeacherError
+from .words import TEACHER, Words
 
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,17 @@ class ServedModel:
 
 
 async def check_servers(
-    endpoints: Sequence[Endpoint], model: str | None, tokenizer: PreTrainedTokenizerBase, lengths: Lengths
+    endpoints: Sequence[Endpoint],
+    model: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Lengths,
+    words: Words = TEACHER,
 ) -> ServedModel:
     """Checks every server; they must serve one model.
 
     Args:
         model: the served name; default: the only one there is. tokenizer: the student's. lengths: of the run.
+        words: of messages.
 
     Raises:
         ValueError: with what is wrong, and at which address.
@@ -65,35 +71,35 @@ async def check_servers(
     for endpoint in endpoints:
         try:
             if served is None:
-                served = await _look_up(endpoint, model, tokenizer, lengths)
+                served = await _look_up(endpoint, model, tokenizer, lengths, words)
             else:
-                await check_served_model(endpoint, served)
-            await _check_tokenizer(endpoint, served.id, tokenizer)
+                await check_served_model(endpoint, served, words)
+            await _check_tokenizer(endpoint, served.id, tokenizer, words)
             await _check_log_probability_mode(endpoint, served)
         except BrokenAnswer as error:
             raise ValueError(f"{endpoint.url} does not answer as vLLM's `/v1/completions` does: {error}.") from error
         except Unavailable as error:
             if error.status is not None:
                 raise ValueError(
-                    f"The teacher's server {endpoint.url} is there, but cannot answer: {error}. Its log says why."
+                    f"{words.server} {endpoint.url} is there, but cannot answer: {error}. Its log says why."
                 ) from error
             raise ValueError(
-                f"The teacher's server {endpoint.url} cannot be reached: {error}. Start it with `vllm serve MODEL`, or "
-                "correct `teacher_server_url`."
+                f"{words.server} {endpoint.url} cannot be reached: {error}. Start it with `vllm serve MODEL`, or "
+                f"correct {words.url}."
             ) from error
         except TeacherError as error:
-            raise ValueError(f"The teacher's server {endpoint.url}: {error}.") from error
+            raise ValueError(f"{words.server} {endpoint.url}: {error}.") from error
     return served
 
 
-async def check_served_model(endpoint: Endpoint, expected: ServedModel) -> None:
+async def check_served_model(endpoint: Endpoint, expected: ServedModel, words: Words = TEACHER) -> None:
     """The model behind an address must be the expected one: same name, same place as before, same log-probabilities.
 
     Raises:
         TeacherError: with both values, and where its context has become too short.
     """
-    card = await _model_card(endpoint, expected.id)
-    _check_context(card, expected.lengths)
+    card = await _model_card(endpoint, expected.id, words)
+    _check_context(card, expected.lengths, words)
     root = card.get("root")
     endpoint.root = endpoint.root or root
     if root != endpoint.root:
@@ -108,7 +114,7 @@ async def check_served_model(endpoint: Endpoint, expected: ServedModel) -> None:
         )
 
 
-async def _model_card(endpoint: Endpoint, model: str | None) -> dict:
+async def _model_card(endpoint: Endpoint, model: str | None, words: Words) -> dict:
     """The entry of `/v1/models`; the only one where no name is given."""
     answer = await endpoint.get("/v1/models")
     try:
@@ -118,17 +124,17 @@ async def _model_card(endpoint: Endpoint, model: str | None) -> dict:
     if model is None and len(cards) == 1:
         return next(iter(cards.values()))
     if model not in cards:
-        asked = "Set `teacher_server_model` to one of them" if model is None else f"The model {model!r} is not served"
+        asked = f"Set {words.name} to one of them" if model is None else f"The model {model!r} is not served"
         raise TeacherError(f"{asked}: it serves {', '.join(map(repr, cards)) or 'none'}")
     return cards[model]
 
 
 async def _look_up(
-    endpoint: Endpoint, model: str | None, tokenizer: PreTrainedTokenizerBase, lengths: Lengths
+    endpoint: Endpoint, model: str | None, tokenizer: PreTrainedTokenizerBase, lengths: Lengths, words: Words
 ) -> ServedModel:
-    card = await _model_card(endpoint, model)
+    card = await _model_card(endpoint, model, words)
     endpoint.root = card.get("root")
-    context = _check_context(card, lengths)
+    context = _check_context(card, lengths, words)
     size, name = len(tokenizer), card["id"]
     # The last id shows that the server's embedding is not smaller than the student's vocabulary.
     probe = (size - 1, *((7 * i + 3) % size for i in range(min(PROBE_LENGTH, context - 1) - 1)))
@@ -153,7 +159,7 @@ async def _probe(endpoint: Endpoint, model: str, probes: Sequence[Sequence[int]]
     return [completion_logps(choice, probe, 1) for choice, probe in zip(found, probes, strict=True)]
 
 
-async def _check_tokenizer(endpoint: Endpoint, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
+async def _check_tokenizer(endpoint: Endpoint, model: str, tokenizer: PreTrainedTokenizerBase, words: Words) -> None:
     """Every id must stand for the same text. One request for all, and a few more to find the ids that differ."""
 
     async def same(ids: range) -> bool:
@@ -174,22 +180,21 @@ async def _check_tokenizer(endpoint: Endpoint, model: str, tokenizer: PreTrained
         ids = ids[:half] if not await same(ids[:half]) else ids[half:]
     token = ids[0]
     raise TeacherError(
-        f"its tokenizer is not the student's: token {token} is {await text([token])!r} there and "
-        f"{tokenizer.decode([token], skip_special_tokens=False)!r} here. Serve a teacher of the student's family"
+        f"its tokenizer is not {words.tokenizer}: token {token} is {await text([token])!r} there and "
+        f"{tokenizer.decode([token], skip_special_tokens=False)!r} here. {words.serve}"
     )
 
 
-def _check_context(card: dict, lengths: Lengths) -> int:
+def _check_context(card: dict, lengths: Lengths, words: Words) -> int:
     """The server's context, in tokens, which must have room for what the run sends."""
     context = card.get("max_model_len")
     if not isinstance(context, int):
         raise BrokenAnswer(f"expected `max_model_len` of the model, got {str(card)[:200]}")
     if lengths.context > context:
+        answers = words.answers.format(completion=lengths.max_completion_length, rollout=lengths.max_rollout_length)
         raise TeacherError(
-            f"its context has {context} tokens, but the longest prompt ({lengths.longest_prompt}) with a completion of "
-            f"{lengths.max_completion_length} or a rollout of {lengths.max_rollout_length} needs {lengths.context}. "
-            f"Start it with `--max-model-len {lengths.context}`, or lower `max_prompt_length`, `max_completion_length` "
-            "or `teacher_max_completion_length`"
+            f"its context has {context} tokens, but the longest prompt ({lengths.longest_prompt}) with {answers} needs "
+            f"{lengths.context}. Start it with `--max-model-len {lengths.context}`, or lower {words.lengths}"
         )
     return context
 

@@ -9,6 +9,7 @@ from .completions import Unavailable
 from .endpoint import Endpoint
 from .protocol import TeacherError
 from .server_checks import ServedModel, check_served_model
+from .words import TEACHER, Words
 
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,14 @@ class ServerPool:
     """Chooses among a teacher's servers, and checks each before it is used.
 
     Everything but the constructor and `rotate` belongs to one event loop.
+
+    Args:
+        words: of messages.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint]):
+    def __init__(self, endpoints: Sequence[Endpoint], words: Words = TEACHER):
         self.endpoints = list(endpoints)
+        self.words = words
         self.served: ServedModel | None = None
         self._chosen = 0
         self._trouble_since: float | None = None
@@ -79,7 +84,7 @@ class ServerPool:
 
     async def _make_check(self, endpoint: Endpoint) -> None:
         try:
-            await check_served_model(endpoint, self.served)
+            await check_served_model(endpoint, self.served, self.words)
             endpoint.verified = True
         except Unavailable as error:
             self.failed(endpoint, error)
@@ -98,7 +103,7 @@ class ServerPool:
             if endpoint.refusal is not None:
                 error, endpoint.refusal = endpoint.refusal, None
                 if isinstance(error, TeacherError):
-                    raise TeacherError(f"The teacher at {endpoint.url}: {error}.") from error
+                    raise TeacherError(f"{self.words.model} at {endpoint.url}: {error}.") from error
                 raise error
 
     def failed(self, endpoint: Endpoint, error: Unavailable) -> None:
@@ -112,7 +117,9 @@ class ServerPool:
         endpoint.recovered()
         if self._trouble_since is not None and all(e.failed_at is None for e in self.endpoints):
             if self._reported:
-                logger.warning(f"The teacher answers again, after {time.monotonic() - self._trouble_since:.0f} s.")
+                logger.warning(
+                    f"{self.words.model} answers again, after {time.monotonic() - self._trouble_since:.0f} s."
+                )
             self._trouble_since, self._reported = None, False
 
     def others_there(self) -> bool:
@@ -131,7 +138,7 @@ class ServerPool:
         if absent:
             others = ", ".join(endpoint.url for endpoint in self.endpoints if endpoint.verified)
             self.report(
-                f"Not all of the teacher's servers answer ({_causes(absent)}). Standing in: {others}. The others are tried "
+                f"Not all servers answer ({_causes(absent)}). Standing in: {others}. The others are tried "
                 f"again every {ASIDE:.0f} s."
             )
 

@@ -1,7 +1,6 @@
 """The model behind one or more vLLM servers."""
 
 import asyncio
-import logging
 import os
 import queue
 from collections.abc import Callable, Generator, Sequence
@@ -10,29 +9,23 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ...teachers import server_pool
 from ...teachers.completions import choices, generation_request, rollout_ids
 from ...teachers.protocol import SamplingSettings, TeacherError
 from ...teachers.server import ServerTeacher
+from ...teachers.words import Words
 from .protocol import EngineError, Finished, Request, Sample
 
 
-# What the servers' client says of a teacher, in the words of `sgopd eval`
-_WORDS = {
-    "`teacher_server_url`": "--server_url",
-    "`teacher_server_model`": "--server_model",
-    "`teacher_server_retry_timeout`": "--retry_timeout",
-    "`max_prompt_length`, `max_completion_length` or `teacher_max_completion_length`": "--max_new_tokens",
-    "with a completion of 1 or a rollout of": "with a completion of",
-    "The teacher's server": "The server",
-    "The teacher at": "The server at",
-    "The teacher": "The server",
-    "its tokenizer is not the student's": "its tokenizer is not that of --model",
-    "Serve a teacher of the student's family": "Serve that model, or correct --model",
-}
-
-
-_client_log = logging.getLogger(server_pool.__name__)
+_WORDS = Words(
+    model="The model",
+    url="--server_url",
+    name="--server_model",
+    retry_timeout="--retry_timeout",
+    lengths="--max_new_tokens",
+    answers="a completion of {rollout}",
+    tokenizer="that of --model",
+    serve="Serve that model, or correct --model",
+)
 
 
 class ServerEngine:
@@ -76,20 +69,17 @@ class ServerEngine:
             concurrency=concurrency,
             request_timeout=request_timeout,
             retry_timeout=retry_timeout,
+            words=_WORDS,
         )
-        try:
-            self._server.check_start(
-                tokenizer, longest_prompt=longest_prompt, max_completion_length=1, max_rollout_length=max_new_tokens
-            )
-        except ValueError as error:
-            raise ValueError(_in_our_words(str(error))) from error
+        self._server.check_start(
+            tokenizer, longest_prompt=longest_prompt, max_completion_length=1, max_rollout_length=max_new_tokens
+        )
         self.served = {"id": self._server.served.id, "root": self._server.served.root}
 
     def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> Generator[Finished, None, None]:
         finished: queue.SimpleQueue[tuple[Request, Sample] | None] = queue.SimpleQueue()
         asked = self._server.ask(requests, settings, lambda place, sample: finished.put((requests[place], sample)))
         asked.add_done_callback(lambda _: finished.put(None))
-        _client_log.addFilter(_reword)
         try:
             while True:
                 ready = [finished.get()]
@@ -101,9 +91,8 @@ class ServerEngine:
                     asked.result()
                     return
         except TeacherError as error:
-            raise EngineError(_in_our_words(str(error))) from error
+            raise EngineError(str(error)) from error
         finally:
-            _client_log.removeFilter(_reword)
             asked.cancel()  # the servers are not left to work for nobody
 
     def close(self) -> None:
@@ -126,14 +115,3 @@ class _Server(ServerTeacher):
         ]
         answers = self._ask_all([(body, parse) for body in bodies], finished)
         return asyncio.run_coroutine_threadsafe(answers, self._loop)
-
-
-def _in_our_words(text: str) -> str:
-    for theirs, ours in _WORDS.items():
-        text = text.replace(theirs, ours)
-    return text
-
-
-def _reword(record: logging.LogRecord) -> bool:
-    record.msg = _in_our_words(str(record.msg))
-    return True
