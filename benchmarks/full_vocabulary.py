@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 import time
 from pathlib import Path
 
@@ -113,8 +114,8 @@ def main() -> None:
         folder = Path(name)
         build_models(folder, options.vocab_size, options.width, options.teacher_width, options.layers)
         for form in options.forms:
-            with console.status(form), multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows[form] = pool.apply(measure, (form, folder, options))
+            with console.status(form), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                rows[form] = pool.submit(measure, form, folder, options).result()
             console.print(f"{form}: {rows[form]['scoring_update_s']:.2f} s, {rows[form]['peak_mib']:.0f} MiB")
             if options.output:
                 settings = {key: value for key, value in vars(options).items() if key not in ("output", "forms")}
