@@ -14,8 +14,8 @@ import json
 import multiprocessing
 import statistics
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
