@@ -23,9 +23,10 @@ from . import __version__
 from .config import SGOPDConfig
 from .evaluation import evaluate
 from .figures import plot_dynamics, plot_sign_shares
-from .metrics_log import FILE_NAME, MetricsLog
+from .metrics_log import MetricsLog
 from .miniature import checkpoint_path, make_dataset
 from .miniature.task import SOLUTION_TOKENS
+from .output_folder import METRICS
 from .rewards import exact_answer_reward
 from .trainer import SGOPDTrainer
 
@@ -36,7 +37,7 @@ TRAIN_PROBLEMS, HELD_OUT_PROBLEMS = 2048, 100
 CHECKPOINT, SUMMARY = "checkpoint", "summary.json"
 DYNAMICS, SIGN_SHARES = "training_dynamics.png", "sign_shares.png"
 ROLLOUTS = "teacher_rollouts"
-_OURS = {CHECKPOINT, FILE_NAME, SUMMARY, DYNAMICS, SIGN_SHARES, ROLLOUTS}
+_OURS = {CHECKPOINT, METRICS, SUMMARY, DYNAMICS, SIGN_SHARES, ROLLOUTS}
 
 
 def run_demo(output_dir: Path, max_steps: int = 100, seed: int = 0) -> dict[str, Any]:
@@ -232,7 +233,7 @@ def _print_closing(console: Console, output_dir: Path, summary: dict[str, Any]) 
         f"\navg@8 {before:.3f} -> {after:.3f} (teacher {teacher:.3f}) in {summary['seconds']:.0f} s.",
         f"\nIn {output_dir}:",
         f"  {SUMMARY:<24} the figures above, the settings and the versions",
-        f"  {FILE_NAME:<24} every metric of every step",
+        f"  {METRICS:<24} every metric of every step",
         f"  {DYNAMICS:<24} reward, length, entropy and reverse KL",
         f"  {SIGN_SHARES:<24} where verifier and teacher agreed",
         f"  {ROLLOUTS + '/':<24} the teacher's rollouts, verified, for `datasets.load_dataset`",

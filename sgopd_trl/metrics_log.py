@@ -9,9 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-
-FILE_NAME = "metrics.jsonl"
-STAGES = "_stages"  # of an output folder: where all stages but the last one work
+from .output_folder import METRICS, STAGES
 
 
 class MetricsLog(TrainerCallback):
@@ -25,7 +23,7 @@ class MetricsLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            path = Path(args.output_dir) / FILE_NAME
+            path = Path(args.output_dir) / METRICS
             path.parent.mkdir(parents=True, exist_ok=True)
             resumed = state.global_step > 0 and path.is_file()
             rows = [row for row in read_metrics(path) if row["step"] <= state.global_step] if resumed else []
@@ -43,7 +41,7 @@ class MetricsLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and logs:
             row = {"step": state.global_step} | {name: _finite(value) for name, value in logs.items()}
-            with (Path(args.output_dir) / FILE_NAME).open("a", encoding="utf-8") as file:
+            with (Path(args.output_dir) / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
@@ -78,11 +76,11 @@ def read_run(folder: str | Path, stages: Sequence[str] | None = None) -> list[di
     """
     folder = Path(folder)
     if stages is None:
-        files = sorted(folder.glob(f"{STAGES}/*/{FILE_NAME}"), key=lambda path: path.stat().st_mtime)
+        files = sorted(folder.glob(f"{STAGES}/*/{METRICS}"), key=lambda path: path.stat().st_mtime)
     else:
-        files = [folder / STAGES / name / FILE_NAME for name in stages]
+        files = [folder / STAGES / name / METRICS for name in stages]
     rows: list[dict[str, Any]] = []
-    for path in filter(Path.is_file, [*files, folder / FILE_NAME]):  # a stage that makes rollouts has none
+    for path in filter(Path.is_file, [*files, folder / METRICS]):  # a stage that makes rollouts has none
         before = rows[-1]["step"] if rows else 0
         rows += [row | {"step": row["step"] + before} for row in read_metrics(path)]
     for row in rows:

@@ -186,15 +186,16 @@ def test_other_settings_are_refused(tmp_path, override, said):
     assert said in str(refusal.value)
 
 
-def test_a_setting_that_the_folder_does_not_know_is_taken_over(tmp_path):
-    evaluate(tmp_path, Engine())
-    path = tmp_path / "settings.json"
-    old = json.loads(path.read_text())
-    del old["samples"]["chat_template"]  # as an earlier version has written it
-    path.write_text(json.dumps(old))
-    evaluate(tmp_path, None, chat_template="abc")
+def test_another_chat_template_is_refused(tmp_path):
+    evaluate(tmp_path, Engine(), chat_template="abc")
     with pytest.raises(ValueError, match="`chat_template` was 'abc' and is now 'def'"):
         evaluate(tmp_path, None, chat_template="def")
+    path = tmp_path / "settings.json"
+    old = json.loads(path.read_text())
+    del old["samples"]["chat_template"]  # what the samples were made with is not known
+    path.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="`chat_template` was None and is now 'abc'"):
+        evaluate(tmp_path, None, chat_template="abc")
 
 
 def test_other_problems_templates_and_verifiers_are_refused(tmp_path):

@@ -13,8 +13,8 @@ from baseline_bank import PROMPTS, fill
 from safetensors.torch import load_file
 from test_distributed import free_port
 
-from sgopd_trl.checkpoints import last_checkpoint
 from sgopd_trl.cli import main
+from sgopd_trl.output_folder import last_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -203,9 +203,8 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> int:
                     evaluation.run(partial(_open_engine, args, evaluation, tokenizer), progress)
             except BaseException as error:
                 interrupted = isinstance(error, KeyboardInterrupt)
-                if (
-                    interrupted or evaluation.sampling
-                ):  # after a mistake in the options the same command would not go on
+                # After a mistake in the options the same command would not go on
+                if interrupted or evaluation.sampling:
                     console.print(
                         f"\n{progress.done} of {evaluation.total} samples are kept in {args.output_dir}; the same command "
                         "goes on from there.",

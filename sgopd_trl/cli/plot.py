@@ -35,7 +35,8 @@ def draw(runs: list[Path], names: list[str], output_dir: Path) -> None:
             be read, or none of a trainer that samples.
     """
     from ..figures import plot_dynamics, plot_dynamics_of_rows, plot_sign_shares, plot_sign_shares_of_rows
-    from ..metrics_log import FILE_NAME, read_run
+    from ..metrics_log import read_run
+    from ..output_folder import METRICS
 
     if len(names) != len(runs) or len(set(names)) != len(names):
         raise UsageError(f"{len(runs)} runs need as many different names, got {names}. Give them with --names.")
@@ -43,7 +44,7 @@ def draw(runs: list[Path], names: list[str], output_dir: Path) -> None:
     for path, (log,) in zip(runs, logs.values(), strict=True):
         if not log:
             raise UsageError(
-                f"{path} has no {FILE_NAME} with a step in it: it is not the output folder of a run of `sgopd train`, or that "
+                f"{path} has no {METRICS} with a step in it: it is not the output folder of a run of `sgopd train`, or that "
                 "has logged nothing yet."
             )
     signed = {name: run for name, run in logs.items() if any(row.get("sign/agree") is not None for row in run[0])}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, Trainer, TrainerState, TrainingArguments
 
-from ..checkpoints import STATE, last_checkpoint
+from ..output_folder import STATE, last_checkpoint
 
 
 def find_checkpoint(args: TrainingArguments) -> str | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_file import write_whole
-from ..checkpoints import last_checkpoint
+from ..output_folder import STAGES, last_checkpoint
 from .errors import UsageError
 from .launch import launch_flags, split_launch_args, under_launcher
-from .stages import FOLDER, Stage, check_stage, environment_kept, flag_groups, flag_value, read_stages
+from .stages import Stage, check_stage, environment_kept, flag_groups, flag_value, read_stages
 
 
 class StagedRun:
@@ -41,7 +41,7 @@ class StagedRun:
             raise UsageError(f"{source} has no stage with `command: {command}`.")
         for stage in self.stages:
             check_stage(stage, source, self.launch)
-        self.folder = Path(_output_dir(recipe, rest)) / FOLDER
+        self.folder = Path(_output_dir(recipe, rest)) / STAGES
         self.resumes = resumes and command is None
         self.finished: list[Stage] = []
         for stage in self.stages if self.resumes else ():

@@ -16,6 +16,7 @@ import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..gate_config import GateConfig
+from ..output_folder import STAGES
 from ..rollout_bank import identity_hash
 from ..vocabulary_config import VocabularyConfig
 from .arguments import TRAINERS, Parser, SGOPDScriptArguments, nearest, stated_values, trainer_name
@@ -38,7 +39,6 @@ With `--resume_from_checkpoint true` finished stages are skipped, and the one un
 Where no `teacher_bank` is named, the stages share one in output_dir. `--accelerate_config` and `accelerate launch`'s own
 flags hold for every stage."""
 
-FOLDER = "_stages"  # in the output folder; with an underscore it is not pushed to the Hub
 COMMANDS = ("train", "teacher-rollouts")
 _OWN = {"train": (), "teacher-rollouts": ("prompts", "batch_size")}  # options that are not training arguments
 # What the student's loss depends on, and the teacher's rollouts do not
@@ -132,7 +132,7 @@ def read_stages(recipe: dict[str, Any], source: str, args: Sequence[str] = ()) -
             stage.recipe.pop("trainer", None)
         stage.recipe |= overridden[stage.name]
         stage.recipe |= {key: value for key, value in stage.stated.items() if key not in _OWN[stage.command]}
-        stage.recipe["output_dir"] = str(output_dir if last else output_dir / FOLDER / stage.name)
+        stage.recipe["output_dir"] = str(output_dir if last else output_dir / STAGES / stage.name)
         stage.options = [
             part for key in _OWN[stage.command] if key in stage.stated for part in (f"--{key}", str(stage.stated[key]))
         ]

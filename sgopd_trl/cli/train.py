@@ -17,11 +17,11 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..baselines.held_out import held_out_samples
-from ..checkpoints import last_checkpoint
 from ..checks import cannot_load, filter_long_prompts, load_student_tokenizer
 from ..data import DataFormat, load_split, prepare_dataset
-from ..metrics_log import FILE_NAME, MetricsLog
+from ..metrics_log import MetricsLog
 from ..miniature import resolve
+from ..output_folder import METRICS, last_checkpoint
 from ..teachers import TeacherError
 from ..trainer import SGOPDTrainer
 from ..verifiers import VerifierFailure, load_verifier
@@ -334,7 +334,7 @@ def finish(trainer: Trainer, script_args: SGOPDScriptArguments) -> None:
     say(f"\nTrained for {trainer.state.global_step} steps.")
     say(f"  model and tokenizer  {args.output_dir}")
     say(f"  model card           {os.path.join(args.output_dir, 'README.md')}")
-    say(f"  metrics              {os.path.join(args.output_dir, FILE_NAME)}")
+    say(f"  metrics              {os.path.join(args.output_dir, METRICS)}")
     if last := last_checkpoint(args.output_dir):
         say(f"  last checkpoint      {last}")
     if args.push_to_hub:

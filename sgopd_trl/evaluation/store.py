@@ -160,8 +160,7 @@ class OutputFolder:
         """
         old = self._remembered()
         if old is not None:
-            # A setting that the folder does not know yet, of an earlier version, is taken over
-            changed = differences(of_samples | old["samples"], of_samples)
+            changed = differences(old["samples"], of_samples)
             prompts = {f"prompt_template of {name}": old["templates"].get(name, now) for name, now in templates.items()}
             changed = changed or differences(prompts, {f"prompt_template of {n}": now for n, now in templates.items()})
             if changed:

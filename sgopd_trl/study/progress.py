@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ..output_folder import METRICS, STAGES
 from .plan import RECORD, TRAIN_DIR, Task
 from .records import FINISHED, read_record, read_scores
-from .worker import METRICS
 
 
 class StudyProgress:
@@ -103,7 +103,7 @@ def last_step(train_dir: Path) -> int | None:
     None where that cannot be told at the moment: a run that starts again removes what it has left before.
     """
     try:
-        files = filter(Path.is_file, [train_dir / METRICS, *train_dir.glob(f"_stages/*/{METRICS}")])
+        files = filter(Path.is_file, [train_dir / METRICS, *train_dir.glob(f"{STAGES}/*/{METRICS}")])
         last = max(files, key=lambda path: path.stat().st_mtime, default=None)
         lines = [] if last is None else last.read_bytes().split(b"\n")[:-1]
     except OSError:

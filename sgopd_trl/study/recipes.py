@@ -103,8 +103,8 @@ def merge(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     `stages` as a mapping, in the place of the recipe's list, overrides keys of the stages with these names.
 
     Raises:
-        UsageError: when the recipe has no stage of that name, its override is no mapping, or a stage states an overridden key itself, which
-            would then not reach it.
+        UsageError: when the recipe has no stage of that name, its override is no mapping, or a stage states an overridden
+            key itself, which would then not reach it.
     """
     merged = {**recipe, **overrides}
     stages = recipe.get("stages") or []

@@ -62,9 +62,8 @@ def run_study(
         return 0
     processes.call(evaluation.check_data, study.evaluation)
     study.runs_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(
-        study.runs_dir / ".lock"
-    ):  # of two studies with one run, the second finds the folder that the first made
+    # Of two studies with one run, the second finds the folder that the first has made
+    with FileLock(study.runs_dir / ".lock"):
         plan = make_plan(study, recipes, prepared, weights)
         wanted = choose(plan, wanted_seeds, rows or names)
         for task in (*plan.prepare, *wanted):

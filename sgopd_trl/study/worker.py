@@ -18,12 +18,11 @@ from typing import Any, NoReturn
 import psutil
 
 from ..atomic_file import write_whole
-from ..checkpoints import last_checkpoint
+from ..output_folder import METRICS, STAGES, last_checkpoint
 from . import evaluation
 from .plan import EVALUATION_DIR, LOG, SUMMARY, TRAIN_DIR, TRAINED, Task, write_recipe
 
 
-METRICS = "metrics.jsonl"
 _STARTED = "--- started"  # a line of the log
 
 
@@ -96,7 +95,7 @@ def _free_memory() -> None:
 def _checkpoint(train_dir: Path) -> str | None:
     """What a training goes on from: its last whole checkpoint; "true" where the recipe has stages, which look for their own.
     None where it starts again."""
-    if (train_dir / "_stages").is_dir():
+    if (train_dir / STAGES).is_dir():
         return "true"
     last = last_checkpoint(train_dir)
     return None if last is None else str(last)

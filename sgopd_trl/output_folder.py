@@ -1,10 +1,12 @@
-"""Which checkpoint of a folder a run goes on from. Without torch: a study asks before it starts anything."""
+"""What lies where in a run's output folder. Without torch: a study looks before it starts anything."""
 
 import os
 from pathlib import Path
 
 
-STATE = "trainer_state.json"  # transformers writes it last
+METRICS = "metrics.jsonl"
+STAGES = "_stages"  # all stages but the last one work there; with an underscore it is not pushed to the Hub
+STATE = "trainer_state.json"  # of a checkpoint: transformers writes it last
 
 
 def last_checkpoint(folder: str | os.PathLike, since: float = 0.0) -> Path | None:
