@@ -11,6 +11,14 @@ from sgopd_trl.teachers.identity import identity_entry, weights_hash
 
 
 PROMPTS = 16
+QUIET_ON_CPU = {  # settings of a recipe
+    "logging_steps": 1,
+    "report_to": "none",
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
 
 
 def fill(folder: Path, teacher: Path, correct: Callable[[int], bool] = lambda number: number % 3 != 0) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from baseline_bank import PROMPTS, fill, rollouts_of
+from baseline_bank import PROMPTS, QUIET_ON_CPU, fill, rollouts_of
 from transformers import AutoModelForCausalLM
 
 from sgopd_trl.baselines.rollouts import RolloutsOfPrompts, load_bank_data
@@ -34,13 +34,8 @@ def build(tmp_path, folders):
             "learning_rate": 1e-2,
             "lr_scheduler_type": "constant",
             "max_steps": 2,
-            "logging_steps": 1,
             "save_strategy": "no",
-            "report_to": "none",
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "use_cpu": True,
-            "disable_tqdm": True,
+            **QUIET_ON_CPU,
             "output_dir": str(tmp_path / "out"),
         }
         if kind == "sft":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from baseline_bank import PROMPTS, fill
+from baseline_bank import PROMPTS, QUIET_ON_CPU, fill
 from safetensors.torch import load_file
 from test_distributed import free_port
 
@@ -36,12 +36,7 @@ def recipe(tmp_path, folders):
             "save_steps": 1,
             "per_device_train_batch_size": 4,
             "max_completion_length": 6,
-            "logging_steps": 1,
-            "report_to": "none",
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "use_cpu": True,
-            "disable_tqdm": True,
+            **QUIET_ON_CPU,
             "output_dir": str(tmp_path / "out"),
         }
         if kind == "sft":
