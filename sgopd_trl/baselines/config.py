@@ -15,7 +15,9 @@ class HeldOutConfig:
 
     correct_reward_threshold: float = field(
         default=0.5,
-        metadata={"help": "A completion is correct when the sum of its rewards is above this, as in `SGOPDConfig`."},
+        metadata={
+            "help": "A completion is correct when the weighted sum of its rewards is above this, as in `SGOPDConfig`."
+        },
     )
     zero_truncated_reward: bool = field(
         default=True,
